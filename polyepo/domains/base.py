@@ -1,0 +1,75 @@
+"""What a domain is: problems, a verifier, and an exact strategy function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+Split = Literal["train", "heldout"]
+Prompt = str | list[dict[str, str]]
+
+
+class Problem(BaseModel):
+    """One problem. `problem_id` is stable: the same in every epoch, arm and run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    problem_id: str
+    domain: str
+    prompt: Prompt
+    """Plain text, or chat messages ({"role": ..., "content": ...})."""
+    answer: str | None = None
+    metadata: dict[str, Any] = {}
+
+
+class Verdict(NamedTuple):
+    """What the verifier found in one response."""
+
+    reward: float
+    parsed_answer: str | None
+
+
+class Strategy(NamedTuple):
+    """How a response goes about its problem: two responses share a cluster iff both fields are equal."""
+
+    macro: str
+    micro: str
+
+
+class Domain(BaseModel):
+    """A source of problems. Subclasses are configuration (their fields are what a YAML file sets) and behaviour."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+
+    def problems(self, split: Split) -> list[Problem]:
+        """The problems of a split, in a fixed order. Raises ValueError naming the field that makes it impossible."""
+        raise NotImplementedError
+
+    def verify(self, problem: Problem, response: str) -> Verdict:
+        """Grade one response; never raises on any response text."""
+        raise NotImplementedError
+
+    def verify_batch(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
+        """Grade responses[i] against problems[i]; domains with slow verifiers override this with a parallel one."""
+        return [self.verify(problem, response) for problem, response in zip(problems, responses, strict=True)]
+
+    def strategy(self, problem: Problem, response: str) -> Strategy | None:
+        """The exact strategy of a response (the program judge), or None if it is degenerate."""
+        raise NotImplementedError
+
+
+class Demonstrated(Protocol):
+    """A domain that can show (noisy, skewed) demonstrations, for warm-starting a small model from scratch."""
+
+    def vocabulary(self) -> list[str]:
+        """Every whitespace-separated word that prompts and demonstrations can contain, in a fixed order."""
+        ...
+
+    def demonstration(self, problem: Problem, rng: np.random.Generator) -> str:
+        """One response as a base model would give it: well-formed, often wrong, diverse, skewed."""
+        ...

@@ -1,0 +1,160 @@
+"""The Arrow schemas of every table: the one definition. Evolve by adding nullable columns.
+
+`run`, `step`, `problem_id` and `sample` are the join key everywhere (METHOD: one training step).
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+
+def _schema(*fields: tuple[str, pa.DataType] | pa.Field) -> pa.Schema:
+    return pa.schema([f if isinstance(f, pa.Field) else pa.field(*f, nullable=False) for f in fields])
+
+
+def _nullable(name: str, dtype: pa.DataType) -> pa.Field:
+    return pa.field(name, dtype, nullable=True)
+
+
+STRING, INT32, INT64, F32, F64, BOOL = (
+    pa.string(),
+    pa.int32(),
+    pa.int64(),
+    pa.float32(),
+    pa.float64(),
+    pa.bool_(),
+)
+
+# One row per problem of a run (both splits).
+PROBLEMS = _schema(
+    ("run", STRING),
+    ("problem_id", STRING),
+    ("split", STRING),
+    ("domain", STRING),
+    ("prompt", STRING),  # the text, or the chat messages as JSON
+    ("prompt_is_chat", BOOL),
+    _nullable("answer", STRING),
+    ("metadata", STRING),  # JSON
+)
+
+_RESPONSE_KEY = (("run", STRING), ("step", INT32), ("problem_id", STRING), ("sample", INT32))
+
+_SAMPLED = (
+    ("prompt_token_ids", pa.list_(INT32)),
+    ("response", STRING),
+    ("response_token_ids", pa.list_(INT32)),
+    ("sampler_logprobs", pa.list_(F32)),
+    ("finish_reason", STRING),  # "stop" (ended by EOS) or "length" (truncated)
+    ("temperature", F64),
+    ("top_p", F64),
+    ("seed", INT64),
+    ("policy_version", INT32),  # optimizer steps of training behind the policy that sampled
+    ("sampler", STRING),
+)
+
+# One row per response.
+ROLLOUTS = _schema(*_RESPONSE_KEY, *_SAMPLED)
+
+# One row per response and judge. `status` says what happened and is never folded into a cluster number.
+LABELS = _schema(
+    *_RESPONSE_KEY,
+    ("judge", STRING),
+    _nullable("cluster", INT32),  # null if degenerate or unlabelled; `status` and `degenerate` tell which
+    ("degenerate", BOOL),
+    _nullable("macro_strategy", STRING),
+    _nullable("micro_strategy", STRING),
+    ("status", STRING),  # ok, repaired, overflow, parse_failed, http_failed, refused
+)
+
+# One row per call of a judge that makes calls.
+JUDGE_CALLS = _schema(
+    ("run", STRING),
+    ("step", INT32),
+    ("judge", STRING),
+    ("problem_id", STRING),
+    ("attempt", INT32),
+    ("request_sha256", STRING),
+    _nullable("raw_reply", STRING),
+    _nullable("prompt_tokens", INT64),
+    _nullable("completion_tokens", INT64),
+    ("latency_s", F64),
+    _nullable("error", STRING),
+)
+
+# One row per response and scoring.
+SCORES = _schema(
+    *_RESPONSE_KEY,
+    ("scoring", STRING),
+    ("objective", STRING),
+    ("judge", STRING),
+    ("reward", F64),
+    _nullable("parsed_answer", STRING),
+    _nullable("cluster", INT32),
+    ("degenerate", BOOL),
+    ("advantage", F64),
+)
+
+# One row per step.
+UPDATES = _schema(
+    ("run", STRING),
+    ("step", INT32),
+    ("policy_version", INT32),  # after this update
+    ("loss", F64),
+    ("grad_norm", F64),
+    ("clip_fraction", F64),
+    ("entropy", F64),  # nats per response token, of the policy that sampled
+    ("logprob_mismatch", F64),  # mean |trainer - sampler| log-prob per response token
+    ("logprob_mismatch_max", F64),
+    ("importance_weight_max", F64),  # largest trainer/sampler probability ratio before any truncation
+    ("lr", F64),
+    ("num_responses", INT64),
+    ("num_tokens", INT64),  # response tokens
+    ("num_optimizer_steps", INT32),
+    ("reward_mean", F64),
+    ("coverage", F64),
+    ("distinct_successful", F64),
+    ("distinct_unsuccessful", F64),
+    ("degenerate_rate", F64),
+    ("truncated_rate", F64),
+    ("prompts", INT32),
+    ("prompts_with_signal", INT32),
+    ("prompts_all_wrong", INT32),
+    ("prompts_one_cluster", INT32),
+    ("prompts_unlabelled", INT32),
+    ("prompts_other_zero", INT32),
+    ("prompts_sign_flipped", INT32),
+    ("seconds_sample", F64),
+    ("seconds_judge", F64),
+    ("seconds_score", F64),
+    ("seconds_update", F64),
+    _nullable("checkpoint", STRING),
+)
+
+# One row per held-out response.
+EVALS = _schema(
+    *_RESPONSE_KEY,
+    *_SAMPLED,
+    ("benchmark", STRING),
+    ("reward", F64),
+    _nullable("parsed_answer", STRING),
+    ("judge", STRING),
+    _nullable("cluster", INT32),
+    ("degenerate", BOOL),
+)
+
+TABLES: dict[str, pa.Schema] = {
+    "problems": PROBLEMS,
+    "rollouts": ROLLOUTS,
+    "labels": LABELS,
+    "judge_calls": JUDGE_CALLS,
+    "scores": SCORES,
+    "updates": UPDATES,
+    "evals": EVALS,
+}
+
+# Columns that say how long something took: the only ones in which two identical runs differ.
+TIMING_COLUMNS = frozenset(
+    {"seconds_sample", "seconds_judge", "seconds_score", "seconds_update", "latency_s"}
+)
