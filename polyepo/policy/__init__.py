@@ -1,0 +1,1 @@
+"""The policy: model, warm start, loss, update, checkpoints."""

@@ -1,0 +1,314 @@
+"""The complete description of a run, read from YAML. Unknown keys are errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from polyepo.advantages import MAX_ENUMERATED_SETS
+from polyepo.domains import AnyDomain
+from polyepo.judges import AnyJudge
+from polyepo.objectives import MeanReward, PassAtN, Polychromic
+
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names field, value and what would be right."""
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class WarmStart(Section):
+    """A small Llama-style model built from scratch and fine-tuned on the domain's noisy demonstrations.
+
+    It stands in for a pretrained base model: well-formed, often wrong, diverse. It sees the prompts of both splits;
+    what is held out is held out from reinforcement learning.
+    """
+
+    seed: int = 0
+    steps: int = Field(600, ge=1)
+    batch_size: int = Field(128, ge=1)
+    lr: float = Field(5e-3, gt=0)
+    warmup_steps: int = Field(50, ge=0)
+    hidden_size: int = Field(64, ge=8)
+    num_layers: int = Field(2, ge=1)
+    num_heads: int = Field(4, ge=1)
+    intermediate_size: int = Field(192, ge=8)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> WarmStart:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}")
+        return self
+
+
+class PolicyConfig(Section):
+    """Where the policy starts: exactly one of `model` and `warm_start`."""
+
+    model: str | None = None
+    """A Hugging Face causal language model: a local directory, or a hub id."""
+    warm_start: WarmStart | None = None
+    trust_remote_code: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights that are updated. bfloat16 rounds most updates of a small learning rate away."""
+    device: str = "auto"
+    """A torch device, or "auto": CUDA if there is one, else the CPU."""
+    num_threads: int | None = Field(None, ge=1)
+    """CPU threads. One run must keep one number, or its floating-point sums change."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PolicyConfig:
+        if (self.model is None) == (self.warm_start is None):
+            raise ValueError("set exactly one of policy.model (a directory or hub id) and policy.warm_start")
+        return self
+
+
+class SamplingConfig(Section):
+    """How responses are sampled. There is no top-p or top-k: they would bias the log-probabilities."""
+
+    prompts_per_step: int = Field(128, ge=1)
+    num_responses: int = Field(8, ge=1)
+    """N: responses per prompt."""
+    temperature: float = Field(1.0, gt=0)
+    max_prompt_tokens: int = Field(1024, ge=1)
+    max_response_tokens: int = Field(4096, ge=1)
+    batch_size: int = Field(256, ge=1)
+    """Responses decoded at a time."""
+    shards: int = Field(1, ge=1, le=1000)
+    """Artifacts a step's rollouts are committed in: one shard is judged while the next is sampled."""
+
+    @model_validator(mode="after")
+    def _shards_fit(self) -> SamplingConfig:
+        if self.shards > self.prompts_per_step:
+            raise ValueError(f"shards {self.shards} must not exceed prompts_per_step {self.prompts_per_step}")
+        return self
+
+
+class SetScoring(Section):
+    """Marginal set advantages of a set objective (Poly-EPO)."""
+
+    method: Literal["poly_epo"] = "poly_epo"
+    objective: Literal["polychromic", "pass_at_n", "mean_reward"] = "polychromic"
+    require_two_clusters: bool = True
+    """Polychromic only: a set that sits in a single cluster scores 0."""
+    set_size: int = Field(4, ge=1)
+    """n: responses per set."""
+    num_sets: int | None = Field(None, ge=1)
+    """K sets drawn without replacement; all C(N, n) of them, in closed form, if not given."""
+    aggregate: Literal["mean", "sum"] = "mean"
+
+    def set_objective(self) -> Polychromic | PassAtN | MeanReward:
+        """The set objective this section names."""
+        if self.objective == "polychromic":
+            return Polychromic(self.require_two_clusters)
+        return PassAtN() if self.objective == "pass_at_n" else MeanReward()
+
+
+class GRPOScoring(Section):
+    """A_i = r_i - mean r."""
+
+    method: Literal["grpo"]
+
+
+class GRPODivScoring(Section):
+    """A_i = z_i - mean z, with z_i = r_i + weight * d_i: an additive diversity bonus per response."""
+
+    method: Literal["grpo_div"]
+    weight: float = Field(0.5, ge=0)
+
+
+AnyScoring = Annotated[SetScoring | GRPOScoring | GRPODivScoring, Field(discriminator="method")]
+
+
+class UpdateConfig(Section):
+    """The clipped policy-gradient update (arXiv 2604.17654, Table 1)."""
+
+    lr: float = Field(1e-6, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises linearly; constant afterwards."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    clip_low: float = Field(0.20, ge=0, lt=1)
+    clip_high: float = Field(0.28, ge=0)
+    loss_norm: Literal["constant", "response", "token"] = "constant"
+    """What token losses are divided by: max_response_tokens (Dr.GRPO), the response's length (GRPO), all tokens (DAPO)."""
+    prompts_per_minibatch: int | None = Field(None, ge=1)
+    """Prompts per optimizer step; all of the batch if not given."""
+    epochs: int = Field(1, ge=1)
+    """Passes over each batch."""
+    micro_batch_tokens: int = Field(16384, ge=1)
+    """Padded tokens per forward pass; the update is the same for any value."""
+    importance_cap: float | None = Field(None, gt=0)
+    """Truncated importance sampling: cap of trainer/sampler probability ratios; off if not given."""
+
+
+class EvaluationConfig(Section):
+    """Held-out evaluation before the first step, every `every` steps, and after the last."""
+
+    every: int | None = Field(None, ge=1)
+    num_samples: int = Field(64, ge=1)
+    k: list[int] = [1, 8, 64]
+    max_problems: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> EvaluationConfig:
+        for k in self.k:
+            if not 1 <= k <= self.num_samples:
+                raise ValueError(f"k {k} must lie between 1 and num_samples {self.num_samples}")
+        return self
+
+
+class RunConfig(Section):
+    """One run: one policy, one scoring."""
+
+    seed: int = Field(0, ge=0)
+    steps: int = Field(ge=0)
+    domain: AnyDomain
+    policy: PolicyConfig
+    sampling: SamplingConfig = SamplingConfig()
+    judge: AnyJudge
+    scoring: AnyScoring = SetScoring()
+    update: UpdateConfig = UpdateConfig()
+    evaluation: EvaluationConfig | None = None
+    checkpoint_every: int = Field(50, ge=1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunConfig:
+        sampling, update = self.sampling, self.update
+        if update.prompts_per_minibatch and update.prompts_per_minibatch > sampling.prompts_per_step:
+            raise ValueError(
+                f"update.prompts_per_minibatch {update.prompts_per_minibatch} must not exceed "
+                f"sampling.prompts_per_step {sampling.prompts_per_step}"
+            )
+        if isinstance(self.scoring, SetScoring):
+            _check_sets(self.scoring, sampling.num_responses)
+        if self.policy.warm_start and not hasattr(self.domain, "demonstration"):
+            raise ValueError(
+                f"policy.warm_start needs a domain with demonstrations, and {self.domain.name!r} has none: "
+                "set policy.model to a directory or hub id"
+            )
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON of this configuration."""
+        return digest(self.model_dump(mode="json"))
+
+    @property
+    def scoring_id(self) -> str:
+        """The name of this run's own scoring in the store: what it is, then what exactly."""
+        content = {"scoring": self.scoring.model_dump(mode="json"), "judge": self.judge.judge_id}
+        return f"{self.scoring.method}-{digest(content)[:8]}"
+
+
+class Config(RunConfig):
+    """A run, or several that differ in what `arms` overrides and share the warm start and the evaluation."""
+
+    arms: dict[str, dict[str, Any]] = {}
+
+    @model_validator(mode="after")
+    def _arms_are_valid(self) -> Config:
+        for name in self.arms:
+            if not RUN_NAME.fullmatch(name):
+                raise ValueError(f"arms: name {name!r} must be letters, digits, '.', '_' and '-'")
+        self.runs("check")
+        return self
+
+    def runs(self, run: str) -> dict[str, RunConfig]:
+        """The runs to train, by name: `{run}-{arm}` for each arm, or just `run`."""
+        base = self.model_dump(mode="json", exclude={"arms"})
+        if not self.arms:
+            return {run: RunConfig.model_validate(base)}
+        return {f"{run}-{arm}": RunConfig.model_validate(_override(base, arms)) for arm, arms in self.arms.items()}
+
+
+def load_config(path: str | Path) -> Config:
+    """Read a run's description from a YAML file.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML mapping, or a field is unknown or has a value that cannot be.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {str(path)!r} is no valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"config {str(path)!r} must be a mapping of sections, but is {type(raw).__name__}")
+    return parse_config(raw, source=str(path))
+
+
+def parse_config(raw: dict[str, Any], source: str = "config") -> Config:
+    """Validate a run's description that was read already; raises ConfigError as `load_config` does."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join([f"{source} cannot be run:", *map(_explain, error.errors())])) from None
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """One line per setting that differs between two configurations, as `section.key: old -> new`."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {json.dumps(before)} -> {json.dumps(after)}")
+    return lines
+
+
+def digest(content: Any) -> str:
+    """SHA-256 of content's canonical JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _explain(error: Any) -> str:
+    # Tagged unions put the tag into the location; it is no key of the file, but it says which variant was meant.
+    where = ".".join(str(part) for part in error["loc"]) or "config"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        return f"  {where}: unknown key"
+    shown = "" if error["type"] in ("missing", "value_error") else f" (is {error['input']!r})"
+    return f"  {where}: {message}{shown}"
+
+
+def _check_sets(scoring: SetScoring, num_responses: int) -> None:
+    if scoring.set_size > num_responses:
+        raise ValueError(
+            f"scoring.set_size (n) {scoring.set_size} must not exceed sampling.num_responses (N) {num_responses}"
+        )
+    num_all = math.comb(num_responses, scoring.set_size)
+    if scoring.num_sets and scoring.num_sets > num_all:
+        raise ValueError(
+            f"scoring.num_sets (K) {scoring.num_sets} must not exceed C({num_responses}, {scoring.set_size}) = {num_all}"
+        )
+    if scoring.num_sets and scoring.num_sets > MAX_ENUMERATED_SETS:
+        raise ValueError(
+            f"scoring.num_sets (K) {scoring.num_sets} must not exceed {MAX_ENUMERATED_SETS}; "
+            "leave it out for all sets in closed form"
+        )
+
+
+def _override(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` merged in; a mapping that names another kind (name, method) replaces its section."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = base.get(key)
+        same_kind = isinstance(old, dict) and isinstance(value, dict) and not {"name", "method"} & value.keys()
+        merged[key] = _override(old, value) if same_kind else value  # type: ignore[arg-type]
+    return merged

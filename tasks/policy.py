@@ -1,0 +1,160 @@
+"""The policy of any version of a run, from checkpoints and committed updates; the newest stays in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from polyepo.config import ConfigError, RunConfig, digest
+from polyepo.policy.checkpoint import load_checkpoint, save_checkpoint
+from polyepo.policy.model import Policy, encode_prompt, load_policy
+from polyepo.policy.update import Batch, UpdateMetrics, update
+from polyepo.policy.warm_start import warm_start as train_warm_start
+from storage import ModelKey, Provenance, Store, open_store
+from tasks.run import Run, code_version, open_run
+
+# Part of a warm start's name: raise it when the recipe changes what comes out for the same settings.
+_WARM_START_RECIPE = 1
+
+# One policy at a time: (root, run) and the live object. Version and weights always agree, or it is not here.
+_live: dict[tuple[str, str], Policy] = {}
+
+
+class ReplayError(RuntimeError):
+    """Re-applying a committed update gave another result than the one recorded."""
+
+
+def policy_at(run: Run, version: int) -> Policy:
+    """The run's policy after `version` training steps.
+
+    The live one if it fits, else rebuilt: nearest checkpoint, then the committed updates after it, from their saved
+    rollouts and scores. Nothing is sampled or judged.
+
+    Raises:
+        ReplayError: a re-applied update does not reproduce its recorded loss and gradient norm (on the CPU).
+    """
+    live = _live.get((run.store.root, run.name))
+    if live is not None and live.version == version:
+        return live
+    _live.clear()
+    policy = _nearest_checkpoint(run, version)
+    for step in range(policy.version + 1, version + 1):
+        _check_replay(run, step, policy, apply_update(run, policy, step))
+    _live[(run.store.root, run.name)] = policy
+    return policy
+
+
+def take_policy(run: Run, version: int) -> Policy:
+    """The policy of a version, taken out of memory: whoever changes it puts it back only once that has gone well."""
+    policy = policy_at(run, version)
+    _live.clear()
+    return policy
+
+
+def put_policy(run: Run, policy: Policy) -> None:
+    """Keep a policy in memory for the tasks that come next."""
+    _live.clear()
+    _live[(run.store.root, run.name)] = policy
+
+
+def apply_update(run: Run, policy: Policy, step: int) -> UpdateMetrics:
+    """Apply one step's update to the policy, from the step's committed rollouts and scores."""
+    return update(policy, training_batch(run, step), run.config.update, run.config.sampling, run.config.seed)
+
+
+def training_batch(run: Run, step: int) -> Batch:
+    """A step's scored responses, rollouts joined with scores by problem and sample."""
+    scores = run.store.read_table(run.scores_key(step), columns=["problem_id", "sample", "advantage"])
+    problem_ids, samples = scores["problem_id"].to_pylist(), scores["sample"].to_pylist()
+    row_of = {key: row for row, key in enumerate(zip(problem_ids, samples, strict=True))}
+    prompts: list[list[int]] = [[]] * len(row_of)
+    responses, logprobs = list(prompts), [np.empty(0, np.float32)] * len(row_of)
+    columns = ["problem_id", "sample", "prompt_token_ids", "response_token_ids", "sampler_logprobs"]
+    for shard in range(run.config.sampling.shards):
+        rollouts = run.store.read_table(run.key("rollouts", step, shard), columns=columns)
+        values = (rollouts[name].to_pylist() for name in columns)
+        for problem_id, sample, prompt, response, logprob in zip(*values, strict=True):
+            row = row_of[(problem_id, sample)]
+            prompts[row], responses[row], logprobs[row] = prompt, response, np.array(logprob, np.float32)
+    return Batch(problem_ids, prompts, responses, logprobs, scores["advantage"].to_numpy())
+
+
+@task(name="checkpoint", task_run_name="checkpoint {step}", cache_policy=NO_CACHE, persist_result=False)
+def checkpoint(root: str, name: str, step: int) -> str:
+    """Commit the policy after a step: weights, optimizer state and tokenizer."""
+    run = open_run(root, name)
+    key = run.key("checkpoints", step)
+    if not run.store.exists(key):
+        policy = policy_at(run, step)
+        with tempfile.TemporaryDirectory() as scratch:
+            save_checkpoint(policy, Path(scratch))
+            run.store.commit_files(key, Path(scratch), provenance=run.provenance(step))
+    return key.path
+
+
+@task(name="warm-start", task_run_name="warm start {digest}", cache_policy=NO_CACHE, persist_result=False)
+def warm_start(root: str, config: RunConfig, digest: str) -> str:
+    """Train and commit the base model, once for every run and arm under the root that asks for the same one."""
+    store = open_store(root)
+    key = ModelKey("warm-start", digest)
+    if not store.exists(key) and config.policy.warm_start:
+        with tempfile.TemporaryDirectory() as scratch:
+            train_warm_start(config.domain, config.policy.warm_start, Path(scratch))
+            store.commit_files(key, Path(scratch), provenance=Provenance(digest, code_version(), 0))
+    return key.path
+
+
+def warm_start_digest(config: RunConfig) -> str:
+    """The name of the base model a configuration asks for."""
+    content = {
+        "recipe": _WARM_START_RECIPE,
+        "warm_start": config.policy.warm_start and config.policy.warm_start.model_dump(mode="json"),
+        "domain": config.domain.model_dump(mode="json"),
+    }
+    return digest(content)[:16]
+
+
+def check_prompts(run: Run) -> None:
+    """Raise ConfigError if any prompt is empty or longer than the limit in the policy's own tokens."""
+    tokenizer = policy_at(run, _last_version(run)).tokenizer
+    limit = run.config.sampling.max_prompt_tokens
+    for problem in run.problems.values():
+        length = len(encode_prompt(tokenizer, problem))
+        if not 0 < length <= limit:
+            raise ConfigError(
+                f"domain: the prompt of problem {problem.problem_id!r} has {length} tokens; "
+                f"it must have between 1 and sampling.max_prompt_tokens {limit}"
+            )
+
+
+def _last_version(run: Run) -> int:
+    return max(run.store.steps(run.name, "updates"), default=0)
+
+
+def _nearest_checkpoint(run: Run, version: int) -> Policy:
+    config = run.config
+    steps = [step for step in run.store.steps(run.name, "checkpoints") if step <= version]
+    if steps:
+        directory = run.store.local_files(run.key("checkpoints", steps[-1]))
+        return load_checkpoint(directory, config.policy, config.update)
+    return load_policy(_initial_model(run.store, config), config.policy, config.update)
+
+
+def _initial_model(store: Store, config: RunConfig) -> str | Path:
+    if config.policy.warm_start:
+        return store.local_files(ModelKey("warm-start", warm_start_digest(config)))
+    return str(config.policy.model)
+
+
+def _check_replay(run: Run, step: int, policy: Policy, metrics: UpdateMetrics) -> None:
+    recorded = run.store.read_table(run.key("updates", step), columns=["loss", "grad_norm"]).to_pylist()[0]
+    replayed = {"loss": metrics.loss, "grad_norm": metrics.grad_norm}
+    if replayed != recorded and policy.device.type == "cpu":
+        raise ReplayError(
+            f"run {run.name!r}, step {step}: replaying the update gave {replayed}, but the run recorded {recorded}. "
+            "The model, the versions of torch or transformers, or policy.num_threads are not those of the run."
+        )

@@ -1,0 +1,194 @@
+"""A run in the store: made or resumed once, then opened by name from any task."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from polyepo.config import ConfigError, RunConfig, differences
+from polyepo.domains import Problem
+from polyepo.schemas import PROBLEMS
+from polyepo.seeds import derive_seed
+from storage import ArtifactKey, Manifest, Provenance, Store, open_store
+
+
+class RunExistsError(ConfigError):
+    """A run of this name exists with another configuration."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """An existing run: its configuration and where its artifacts are."""
+
+    store: Store
+    name: str
+    config: RunConfig
+
+    @property
+    def config_hash(self) -> str:
+        """Digest of the configuration, recorded with every artifact."""
+        return self.config.digest
+
+    def key(self, stage: str, step: int, shard: int | None = None, **partition: str) -> ArtifactKey:
+        """The key of one of this run's artifacts."""
+        return ArtifactKey(self.name, stage, step, tuple(partition.items()), shard)
+
+    def labels_key(self, step: int, shard: int) -> ArtifactKey:
+        """Labels by the run's own judge."""
+        return self.key("labels", step, shard, judge=self.config.judge.judge_id)
+
+    def scores_key(self, step: int) -> ArtifactKey:
+        """Scores by the run's own scoring."""
+        return self.key("scores", step, scoring=self.config.scoring_id)
+
+    def provenance(self, policy_version: int | None, seconds: float | None = None) -> Provenance:
+        """What is recorded with an artifact of this run."""
+        return Provenance(self.config_hash, code_version(), policy_version, seconds)
+
+    @cached_property
+    def problems(self) -> dict[str, Problem]:
+        """All problems by id, as committed at the run's start: a file that changes later changes nothing."""
+        return {row["problem_id"]: _problem(row) for row in self._problem_rows}
+
+    @cached_property
+    def _problem_rows(self) -> list[dict[str, str]]:
+        return self.store.read_table(self.key("problems", 0)).to_pylist()
+
+    def split(self, name: str) -> list[Problem]:
+        """The problems of a split, in their fixed order."""
+        return [self.problems[row["problem_id"]] for row in self._problem_rows if row["split"] == name]
+
+    def problems_of_step(self, step: int) -> list[Problem]:
+        """The problems of a training step (from 1): shuffled anew each epoch, each at most once per step."""
+        problems = self.split("train")
+        size = self.config.sampling.prompts_per_step
+        epoch, position = divmod(step - 1, len(problems) // size)
+        order = np.random.default_rng(derive_seed(self.config.seed, "epoch", epoch)).permutation(len(problems))
+        return [problems[i] for i in order[position * size : (position + 1) * size]]
+
+    def shard_of_step(self, step: int, shard: int) -> list[Problem]:
+        """One shard's share of a step's problems."""
+        problems = self.problems_of_step(step)
+        bounds = np.linspace(0, len(problems), self.config.sampling.shards + 1).round().astype(int)
+        return problems[bounds[shard] : bounds[shard + 1]]
+
+
+@lru_cache(maxsize=4)
+def open_run(root: str, name: str) -> Run:
+    """An existing run. Raises ConfigError if there is none of this name under the root."""
+    store = open_store(root)
+    record = store.run_record(name)
+    if record is None:
+        raise ConfigError(f"run {name!r} does not exist under {root!r}")
+    return Run(store, name, RunConfig.model_validate(record["config"]))
+
+
+def create_or_resume(root: str, name: str, config: RunConfig) -> Run:
+    """Make a run, or open the one that exists with the same configuration.
+
+    Raises:
+        RunExistsError: it exists with another configuration; the message shows the difference.
+        ConfigError: the domain's problems cannot be used.
+        StoreError: the root cannot be written.
+    """
+    store = open_store(root)
+    store.check()
+    wanted = config.model_dump(mode="json")
+    existing = store.run_record(name)
+    if existing is None:
+        splits = {"train": config.domain.problems("train"), "heldout": config.domain.problems("heldout")}
+        check_problems(splits, config)
+        record = {"run": name, "config": wanted, "config_hash": config.digest, **_environment()}
+        existing = store.create_run(name, record)
+    if changed := differences(existing["config"], wanted):
+        raise RunExistsError(
+            "\n".join(
+                [
+                    f"run {name!r} exists under {root!r} with another configuration:",
+                    *(f"  {line}" for line in changed),
+                    "Give this one another run name, or restore the old values to resume it.",
+                ]
+            )
+        )
+    run = open_run(root, name)
+    if not store.exists(run.key("problems", 0)):
+        _commit_problems(run)
+    return run
+
+
+def check_problems(splits: dict[str, list[Problem]], config: RunConfig) -> None:
+    """Raise ConfigError if ids are empty or repeated, or the training split is smaller than a step."""
+    ids = Counter(problem.problem_id for problems in splits.values() for problem in problems)
+    if "" in ids:
+        raise ConfigError("domain: a problem has an empty problem_id; every problem needs an id of its own")
+    if repeated := [problem_id for problem_id, count in ids.items() if count > 1]:
+        raise ConfigError(f"domain: problem_id {repeated[0]!r} occurs {ids[repeated[0]]} times; ids must be unique")
+    if len(splits["train"]) < config.sampling.prompts_per_step:
+        raise ConfigError(
+            f"sampling.prompts_per_step {config.sampling.prompts_per_step} must not exceed the "
+            f"{len(splits['train'])} training problems of domain {config.domain.name!r}"
+        )
+    if config.evaluation and not splits["heldout"]:
+        raise ConfigError(f"evaluation needs held-out problems, and domain {config.domain.name!r} has none")
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str:
+    """The package's version, with the git commit if it runs from a checkout."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short=12", "HEAD"],  # noqa: S607 - a fixed command
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return version("poly-epo") + (f"+{commit.stdout.strip()}" if commit.returncode == 0 else "")
+
+
+def _environment() -> dict[str, object]:
+    packages = ("torch", "transformers", "numpy", "pyarrow", "prefect")
+    return {
+        "code_version": code_version(),
+        "python": platform.python_version(),
+        "packages": {package: version(package) for package in packages},
+    }
+
+
+def _commit_problems(run: Run) -> Manifest:
+    rows = [
+        {
+            "run": run.name,
+            "problem_id": problem.problem_id,
+            "split": split,
+            "domain": problem.domain,
+            "prompt": problem.prompt if isinstance(problem.prompt, str) else json.dumps(problem.prompt),
+            "prompt_is_chat": not isinstance(problem.prompt, str),
+            "answer": problem.answer,
+            "metadata": json.dumps(problem.metadata, sort_keys=True),
+        }
+        for split in ("train", "heldout")
+        for problem in run.config.domain.problems(split)  # type: ignore[arg-type]
+    ]
+    table = pa.Table.from_pylist(rows, schema=PROBLEMS)
+    return run.store.commit_table(
+        run.key("problems", 0), table, table_name="problems", provenance=run.provenance(None)
+    )
+
+
+def _problem(row: dict[str, str]) -> Problem:
+    return Problem(
+        problem_id=row["problem_id"],
+        domain=row["domain"],
+        prompt=json.loads(row["prompt"]) if row["prompt_is_chat"] else row["prompt"],
+        answer=row["answer"],
+        metadata=json.loads(row["metadata"]),
+    )

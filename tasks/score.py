@@ -1,0 +1,111 @@
+"""Score: verify each response, and turn rewards and clusters into one advantage per response."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from polyepo.advantages import grpo_advantages, grpo_div_advantages, marginal_set_advantages
+from polyepo.config import GRPOScoring, RunConfig, SetScoring
+from polyepo.objectives import DEGENERATE
+from polyepo.schemas import SCORES
+from polyepo.seeds import derive_seed
+from tasks.run import Run, open_run
+
+
+@task(name="score", task_run_name="score {step}", cache_policy=NO_CACHE, persist_result=False)
+def score(root: str, name: str, step: int) -> str:
+    """Commit reward and advantage of every response of a step, by the run's own scoring."""
+    run = open_run(root, name)
+    key = run.scores_key(step)
+    if not run.store.exists(key):
+        started = time.perf_counter()
+        shards = range(run.config.sampling.shards)
+        parents = [k for s in shards for k in (run.key("rollouts", step, s), run.labels_key(step, s))]
+        table = score_table(run, step)
+        provenance = run.provenance(step - 1, time.perf_counter() - started)
+        manifests = [run.store.manifest(parent) for parent in parents]
+        run.store.commit_table(key, table, table_name="scores", parents=manifests, provenance=provenance)
+    return key.path
+
+
+def score_table(run: Run, step: int) -> pa.Table:
+    """The scores table of a step from its committed rollouts and labels."""
+    rows: list[dict[str, Any]] = []
+    for shard in range(run.config.sampling.shards):
+        rollouts = run.store.read_table(run.key("rollouts", step, shard), ["problem_id", "sample", "response"])
+        labels = run.store.read_table(
+            run.labels_key(step, shard), ["problem_id", "sample", "cluster", "degenerate"]
+        )
+        label_of = {(label["problem_id"], label["sample"]): label for label in labels.to_pylist()}
+        rows += [row | label_of[(row["problem_id"], row["sample"])] for row in rollouts.to_pylist()]
+    problems = [run.problems[row["problem_id"]] for row in rows]
+    verdicts = run.config.domain.verify_batch(problems, [row["response"] for row in rows])
+    for row, verdict in zip(rows, verdicts, strict=True):
+        if not math.isfinite(verdict.reward):
+            raise ValueError(
+                f"reward of problem {row['problem_id']!r}, sample {row['sample']}, step {step} is {verdict.reward}; "
+                f"the verifier of domain {run.config.domain.name!r} must return finite numbers"
+            )
+    num_responses = run.config.sampling.num_responses
+    rewards_PN = np.array([v.reward for v in verdicts], dtype=float).reshape(-1, num_responses)
+    clusters_PN, labelled_P = cluster_matrix(rows, num_responses)
+    advantages_PN = advantages(run.config, rewards_PN, clusters_PN, step)
+    advantages_PN[~labelled_P] = 0.0  # a prompt the judge could not label has no signal, rather than a made-up one
+    constant = {
+        "run": run.name,
+        "step": step,
+        "scoring": run.config.scoring_id,
+        "objective": objective_name(run.config),
+        "judge": run.config.judge.judge_id,
+    }
+    return pa.Table.from_pylist(
+        [
+            {
+                **constant,
+                **{key: row[key] for key in ("problem_id", "sample", "cluster", "degenerate")},
+                "reward": verdict.reward,
+                "parsed_answer": verdict.parsed_answer,
+                "advantage": advantage,
+            }
+            for row, verdict, advantage in zip(rows, verdicts, advantages_PN.ravel(), strict=True)
+        ],
+        schema=SCORES,
+    )
+
+
+def cluster_matrix(rows: list[dict[str, Any]], num_responses: int) -> tuple[np.ndarray, np.ndarray]:
+    """Clusters (P, N) with DEGENERATE for degenerate responses, and whether all of a prompt's responses have a label, (P,)."""
+    clusters = [DEGENERATE if row["cluster"] is None else row["cluster"] for row in rows]
+    labelled = [row["degenerate"] or row["cluster"] is not None for row in rows]
+    shape = (-1, num_responses)
+    return np.array(clusters, dtype=np.int64).reshape(shape), np.array(labelled).reshape(shape).all(axis=1)
+
+
+def advantages(config: RunConfig, rewards_PN: np.ndarray, clusters_PN: np.ndarray, step: int) -> np.ndarray:
+    """Advantages (P, N) by the configured scoring."""
+    scoring = config.scoring
+    if isinstance(scoring, SetScoring):
+        return marginal_set_advantages(
+            rewards_PN,
+            clusters_PN,
+            scoring.set_size,
+            scoring.set_objective(),
+            num_sets=scoring.num_sets,
+            seed=derive_seed(config.seed, "sets", step),
+            aggregate=scoring.aggregate,
+        )
+    if isinstance(scoring, GRPOScoring):
+        return grpo_advantages(rewards_PN)
+    return grpo_div_advantages(rewards_PN, clusters_PN, scoring.weight)
+
+
+def objective_name(config: RunConfig) -> str:
+    """What the scores table calls the objective."""
+    return config.scoring.objective if isinstance(config.scoring, SetScoring) else config.scoring.method

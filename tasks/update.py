@@ -1,0 +1,93 @@
+"""Update: one training step's new policy, and the row that records it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from polyepo import metrics
+from polyepo.schemas import UPDATES
+from tasks.policy import apply_update, put_policy, take_policy
+from tasks.run import Run, open_run
+from tasks.score import cluster_matrix
+
+
+@task(name="update", task_run_name="update {step}", cache_policy=NO_CACHE, persist_result=False)
+def update(root: str, name: str, step: int) -> str:
+    """Update the policy with a step's scored responses and commit what was measured."""
+    run = open_run(root, name)
+    key = run.key("updates", step)
+    if not run.store.exists(key):
+        started = time.perf_counter()
+        policy = take_policy(run, step - 1)
+        measured = asdict(apply_update(run, policy, step))
+        seconds = time.perf_counter() - started
+        row = {
+            "run": name,
+            "step": step,
+            "policy_version": policy.version,
+            **measured,
+            **_batch_statistics(run, step),
+            **_stage_seconds(run, step),
+            "seconds_update": seconds,
+            "checkpoint": run.key("checkpoints", step).path if checkpoint_due(run, step) else None,
+        }
+        parent = run.store.manifest(run.scores_key(step))
+        provenance = run.provenance(policy.version, seconds)
+        table = pa.Table.from_pylist([row], schema=UPDATES)
+        run.store.commit_table(key, table, table_name="updates", parents=[parent], provenance=provenance)
+        put_policy(run, policy)
+    return key.path
+
+
+def checkpoint_due(run: Run, step: int) -> bool:
+    """Every `checkpoint_every` steps, and always after the last."""
+    return step > 0 and (step % run.config.checkpoint_every == 0 or step == run.config.steps)
+
+
+def _batch_statistics(run: Run, step: int) -> dict[str, Any]:
+    columns = ["reward", "cluster", "degenerate", "advantage"]
+    rows = run.store.read_table(run.scores_key(step), columns).to_pylist()
+    num_responses = run.config.sampling.num_responses
+    rewards_PN = np.array([row["reward"] for row in rows]).reshape(-1, num_responses)
+    advantages_PN = np.array([row["advantage"] for row in rows]).reshape(-1, num_responses)
+    clusters_PN, labelled_P = cluster_matrix(rows, num_responses)
+    signal = metrics.signal_accounting(rewards_PN, clusters_PN, advantages_PN, labelled_P)
+    reasons = [
+        reason
+        for shard in range(run.config.sampling.shards)
+        for reason in run.store.read_table(run.key("rollouts", step, shard), ["finish_reason"])["finish_reason"].to_pylist()
+    ]
+    return {
+        "reward_mean": float(rewards_PN.mean()),
+        "coverage": float(metrics.coverage(rewards_PN)),
+        "distinct_successful": float(metrics.distinct_successful_strategies(rewards_PN, clusters_PN).mean()),
+        "distinct_unsuccessful": float(metrics.distinct_unsuccessful_strategies(rewards_PN, clusters_PN).mean()),
+        "degenerate_rate": float(np.mean([row["degenerate"] for row in rows])),
+        "truncated_rate": float(np.mean([reason == "length" for reason in reasons])),
+        "prompts": len(rewards_PN),
+        "prompts_with_signal": signal.with_gradient,
+        "prompts_all_wrong": signal.all_wrong,
+        "prompts_one_cluster": signal.one_cluster,
+        "prompts_unlabelled": signal.unlabelled,
+        "prompts_other_zero": signal.other_zero,
+        "prompts_sign_flipped": int(metrics.sign_flips(rewards_PN, advantages_PN).sum()),
+    }
+
+
+def _stage_seconds(run: Run, step: int) -> dict[str, float]:
+    """Seconds of the earlier stages, as their manifests say."""
+    shards = range(run.config.sampling.shards)
+    stages = {
+        "seconds_sample": [run.key("rollouts", step, shard) for shard in shards],
+        "seconds_judge": [run.labels_key(step, shard) for shard in shards],
+        "seconds_score": [run.scores_key(step)],
+    }
+    manifests = {stage: [run.store.manifest(key) for key in keys] for stage, keys in stages.items()}
+    return {stage: sum((m.seconds or 0.0) for m in found if m) for stage, found in manifests.items()}
