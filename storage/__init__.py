@@ -1,0 +1,7 @@
+"""Artifacts on a local disk or object storage: a commit protocol, and readers that trust nothing but manifests."""
+
+from storage.layout import ArtifactKey, ModelKey
+from storage.manifest import Manifest, Provenance
+from storage.store import CorruptArtifactError, Store, StoreError, open_store
+
+__all__ = ["ArtifactKey", "CorruptArtifactError", "Manifest", "ModelKey", "Provenance", "Store", "StoreError", "open_store"]

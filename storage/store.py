@@ -1,0 +1,319 @@
+"""The store: artifacts are committed once, whole, and never change."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from polyepo.schemas import SCHEMA_VERSION, TABLES
+from storage.files import open_files
+from storage.layout import AnyKey, ArtifactKey, check_name, stage_path
+from storage.manifest import FileEntry, Manifest, Provenance
+
+_ROW_GROUP_BYTES = 64 << 20
+_DICTIONARY_COLUMNS = {
+    "run", "problem_id", "domain", "split", "judge", "scoring", "objective", "benchmark", "sampler",
+    "finish_reason", "status", "macro_strategy", "micro_strategy", "parsed_answer", "prompt_token_ids",
+}  # fmt: skip
+
+
+class StoreError(RuntimeError):
+    """The store cannot be used as asked; the message names the root or artifact and the reason."""
+
+
+class CorruptArtifactError(StoreError):
+    """A committed artifact's files are not what its manifest says."""
+
+
+class Store:
+    """Artifacts under a root: a local path, or a URL such as s3://bucket/prefix.
+
+    An artifact's files are written under a fresh attempt id; then its manifest is created, once. Readers start from
+    manifests, so an unfinished attempt is invisible, and of several writers of one artifact the first wins.
+    """
+
+    def __init__(self, root: str, **options: Any) -> None:
+        self.root = root
+        self.files = open_files(root, **options)
+        self._manifests: dict[str, Manifest] = {}
+
+    # --- committing
+
+    def commit_table(
+        self,
+        key: AnyKey,
+        table: pa.Table,
+        *,
+        table_name: str,
+        provenance: Provenance,
+        parents: Sequence[Manifest | None] = (),
+    ) -> Manifest:
+        """Commit a table of `polyepo.schemas.TABLES` as one Parquet file; returns the winner's manifest.
+
+        The file's bytes depend on the rows and the provenance alone, not on time or attempt.
+
+        Raises:
+            ValueError: columns or types are not the schema's, a null stands where none may, or a key repeats.
+            StoreError: it could not be written; nothing committed before is harmed.
+        """
+        if (existing := self.manifest(key)) is not None:
+            return existing
+        table = conform(table, table_name)
+        data = _parquet(table, table_name, provenance)
+        entry = _entry("part-00000.parquet", data, table.num_rows)
+        return self._commit(key, [(entry, data)], provenance, parents, table_name, table.num_rows)
+
+    def commit_files(
+        self, key: AnyKey, directory: Path, *, provenance: Provenance, parents: Sequence[Manifest | None] = ()
+    ) -> Manifest:
+        """Commit all files below a directory (a checkpoint, a model); returns the winner's manifest.
+
+        Raises:
+            ValueError: the directory is empty or holds a symbolic link.
+            StoreError: it could not be written; nothing committed before is harmed.
+        """
+        if (existing := self.manifest(key)) is not None:
+            return existing
+        paths = sorted(path for path in directory.rglob("*") if not path.is_dir())
+        if not paths or any(path.is_symlink() for path in paths):
+            raise ValueError(f"directory {str(directory)!r} must hold files, and no symbolic links")
+        contents = [(path.relative_to(directory).as_posix(), path.read_bytes()) for path in paths]
+        entries = [(_entry(name, data), data) for name, data in contents]
+        return self._commit(key, entries, provenance, parents)
+
+    def create_run(self, run: str, record: dict[str, Any]) -> dict[str, Any]:
+        """Write a run's record unless it exists; returns the one that is stored."""
+        path = f"runs/{check_name('run', run)}/run.json"
+        record = {"created_at": _now(), **record}
+        try:
+            self.files.create(path, json.dumps(record, indent=2, sort_keys=True).encode())
+        except OSError as error:
+            raise StoreError(f"run {run!r} could not be written under root {self.root!r}: {error}") from error
+        return json.loads(self.files.read(path))
+
+    # --- reading
+
+    def manifest(self, key: AnyKey) -> Manifest | None:
+        """An artifact's manifest, or None if it is not committed."""
+        path = key.path
+        if path not in self._manifests:
+            try:
+                data = self.files.read(f"{path}/manifest.json")
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            self._remember(Manifest.model_validate_json(data))
+        return self._manifests[path]
+
+    def exists(self, key: AnyKey) -> bool:
+        """Whether an artifact is committed."""
+        return self.manifest(key) is not None
+
+    def read_table(self, key: AnyKey, columns: list[str] | None = None, verify: bool = False) -> pa.Table:
+        """A committed table, or some of its columns.
+
+        Args:
+            key: the artifact.
+            columns: names; all if None.
+            verify: check the files' SHA-256 as well as their sizes.
+
+        Raises:
+            StoreError: the artifact is not committed.
+            CorruptArtifactError: a file is missing or differs from the manifest.
+        """
+        manifest = self._committed(key)
+        parts = [self._checked(manifest, entry, verify) for entry in manifest.files]
+        tables = [pq.read_table(pa.BufferReader(part), columns=columns) for part in parts]
+        return tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="default")
+
+    def local_files(self, key: AnyKey) -> Path:
+        """A local directory with the files of a committed artifact; read-only by convention.
+
+        Raises:
+            StoreError: the artifact is not committed.
+            CorruptArtifactError: a file is missing or differs in size from the manifest.
+        """
+        manifest = self._committed(key)
+        folder = self.files.local_copy(f"{manifest.path}/{manifest.attempt}", [f.path for f in manifest.files])
+        for entry in manifest.files:
+            path = folder / entry.path
+            size = path.stat().st_size if path.is_file() else None
+            if size != entry.size:
+                raise CorruptArtifactError(f"{path} must have {entry.size} bytes, but has {size}")
+        return folder
+
+    def steps(self, run: str, stage: str, partition: tuple[tuple[str, str], ...] = ()) -> list[int]:
+        """Steps of an unsharded stage that are committed, in order."""
+        names = self.files.names(stage_path(run, stage, partition))
+        steps = [int(name.removeprefix("step=")) for name in names if name.startswith("step=")]
+        return [step for step in steps if self.exists(ArtifactKey(run, stage, step, partition))]
+
+    def runs(self) -> list[str]:
+        """Names of all runs."""
+        return [run for run in self.files.names("runs") if self.files.exists(f"runs/{run}/run.json")]
+
+    def run_record(self, run: str) -> dict[str, Any] | None:
+        """What was written when the run was made, or None if there is no such run."""
+        try:
+            return json.loads(self.files.read(f"runs/{check_name('run', run)}/run.json"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def check(self) -> None:
+        """Make sure at the start that artifacts can be committed here.
+
+        Raises:
+            StoreError: the root cannot be written, or the store lets two writers create one file.
+        """
+        probe = f".probe/{uuid.uuid4().hex}"
+        try:
+            won = [self.files.create(probe, b"first"), self.files.create(probe, b"second")]
+            self.files.remove(probe)
+        except OSError as error:
+            raise StoreError(f"root {self.root!r} is not writable: {error}") from error
+        if won != [True, False]:
+            raise StoreError(
+                f"root {self.root!r} has no conditional create (it ignores If-None-Match: *): two writers could "
+                "overwrite each other's artifacts. Use a store that has it."
+            )
+
+    # --- inside
+
+    def _commit(
+        self,
+        key: AnyKey,
+        files: list[tuple[FileEntry, bytes]],
+        provenance: Provenance,
+        parents: Sequence[Manifest | None],
+        table: str | None = None,
+        num_rows: int | None = None,
+    ) -> Manifest:
+        attempt = uuid.uuid4().hex[:16]
+        manifest = Manifest(
+            path=key.path,
+            attempt=attempt,
+            created_at=_now(),
+            files=[entry for entry, _ in files],
+            parents=[parent.reference for parent in parents if parent is not None],
+            table=table,
+            num_rows=num_rows,
+            config_hash=provenance.config_hash,
+            code_version=provenance.code_version,
+            policy_version=provenance.policy_version,
+            seconds=provenance.seconds,
+        )
+        folder = f"{key.path}/{attempt}"
+        try:
+            for entry, data in files:
+                self.files.write(f"{folder}/{entry.path}", data)
+            won = self.files.create(f"{key.path}/manifest.json", manifest.model_dump_json(indent=1).encode())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.files.remove(folder)
+            raise StoreError(f"{key.path} could not be committed under root {self.root!r}: {error}") from error
+        if not won:
+            with contextlib.suppress(OSError):
+                self.files.remove(folder)
+            return self._committed(key)
+        self._remember(manifest)
+        return manifest
+
+    def _remember(self, manifest: Manifest) -> None:
+        # Manifests never change, so they may be kept; a few, so that memory stays flat over thousands of steps.
+        if len(self._manifests) >= 256:
+            del self._manifests[next(iter(self._manifests))]
+        self._manifests[manifest.path] = manifest
+
+    def _committed(self, key: AnyKey) -> Manifest:
+        manifest = self.manifest(key)
+        if manifest is None:
+            raise StoreError(f"{key.path} is not committed under root {self.root!r}")
+        return manifest
+
+    def _checked(self, manifest: Manifest, entry: FileEntry, verify: bool) -> bytes:
+        path = f"{manifest.path}/{manifest.attempt}/{entry.path}"
+        try:
+            data = self.files.read(path)
+        except FileNotFoundError:
+            raise CorruptArtifactError(f"{path} is named by its manifest, but missing") from None
+        if len(data) != entry.size:
+            raise CorruptArtifactError(f"{path} must have {entry.size} bytes, but has {len(data)}")
+        if verify and (found := hashlib.sha256(data).hexdigest()) != entry.sha256:
+            raise CorruptArtifactError(f"{path} must have sha256 {entry.sha256}, but has {found}")
+        return data
+
+
+@lru_cache(maxsize=8)
+def open_store(root: str) -> Store:
+    """The store of a root, one object per root and process."""
+    return Store(root)
+
+
+def conform(table: pa.Table, table_name: str) -> pa.Table:
+    """The table with exactly the schema's columns and types.
+
+    Raises:
+        ValueError: a column is missing or unknown, of another type, null where it must not be, or a key repeats.
+    """
+    schema = TABLES[table_name]
+    if set(table.column_names) != set(schema.names):
+        missing, unknown = set(schema.names) - set(table.column_names), set(table.column_names) - set(schema.names)
+        raise ValueError(f"table {table_name}: columns missing {sorted(missing)}, unknown {sorted(unknown)}")
+    table = table.select(schema.names).cast(schema)
+    for field in schema:
+        if not field.nullable and table[field.name].null_count:
+            raise ValueError(f"table {table_name}: column {field.name} must not be null, but is in some row")
+    key = [name for name in ("run", "step", "problem_id", "sample") if name in schema.names]
+    if "sample" in key or table_name == "problems":
+        by = [*key, *(["split"] if table_name == "problems" and "split" in key else [])]
+        repeated = table.group_by(by).aggregate([([], "count_all")])
+        repeated = repeated.filter(pc.greater(repeated["count_all"], 1))
+        if repeated.num_rows:
+            raise ValueError(f"table {table_name}: key {repeated.select(by).slice(0, 1).to_pylist()[0]} repeats")
+    return table
+
+
+def _parquet(table: pa.Table, table_name: str, provenance: Provenance) -> bytes:
+    metadata = {
+        "polyepo.table": table_name,
+        "polyepo.schema_version": str(SCHEMA_VERSION),
+        "polyepo.config_hash": provenance.config_hash,
+        "polyepo.code_version": provenance.code_version,
+        "polyepo.policy_version": str(provenance.policy_version),
+    }
+    split = [f"{f.name}.list.element" for f in table.schema if f.type == pa.list_(pa.float32())]
+    dictionary = [
+        f"{name}.list.element" if pa.types.is_list(table.schema.field(name).type) else name
+        for name in table.column_names
+        if name in _DICTIONARY_COLUMNS
+    ]
+    bytes_per_row = max(1, table.nbytes // max(1, table.num_rows))
+    sink = io.BytesIO()
+    pq.write_table(
+        table.replace_schema_metadata(metadata),
+        sink,
+        compression="zstd",
+        use_dictionary=dictionary,  # type: ignore[arg-type]
+        column_encoding=dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
+        row_group_size=max(1024, _ROW_GROUP_BYTES // bytes_per_row),
+    )
+    return sink.getvalue()
+
+
+def _entry(name: str, data: bytes, num_rows: int | None = None) -> FileEntry:
+    return FileEntry(path=name, size=len(data), sha256=hashlib.sha256(data).hexdigest(), num_rows=num_rows)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
