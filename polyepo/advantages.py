@@ -63,15 +63,23 @@ def marginal_set_advantages(
         raise ValueError(f"aggregate must be 'mean' or 'sum', but is {aggregate!r}")
     num_all = math.comb(num_responses, set_size)
     if num_sets is not None and not 1 <= num_sets <= num_all:
-        raise ValueError(f"num_sets must lie between 1 and C({num_responses}, {set_size}) = {num_all}, but is {num_sets}")
+        raise ValueError(
+            f"num_sets must lie between 1 and C({num_responses}, {set_size}) = {num_all}, but is {num_sets}"
+        )
     if num_sets is not None and num_sets < num_all:
         rng = np.random.default_rng(seed)
-        advantages_PN = np.stack(
-            [
-                _over_sets(r, c, _drawn_sets(num_responses, set_size, num_sets, rng), objective, aggregate)
-                for r, c in zip(rewards_PN, clusters_PN, strict=True)
-            ]
-        ) if len(rewards_PN) else np.zeros_like(rewards_PN)
+        advantages_PN = (
+            np.stack(
+                [
+                    _over_sets(
+                        r, c, _drawn_sets(num_responses, set_size, num_sets, rng), objective, aggregate
+                    )
+                    for r, c in zip(rewards_PN, clusters_PN, strict=True)
+                ]
+            )
+            if len(rewards_PN)
+            else np.zeros_like(rewards_PN)
+        )
         return advantages_PN.reshape(shape)
     expected_PN = _expected_scores(rewards_PN, clusters_PN, set_size, objective)
     advantages_PN = centred(expected_PN)
@@ -142,7 +150,11 @@ def _expected_scores(rewards_PN: Floats, clusters_PN: Ints, set_size: int, objec
 
 
 def _over_sets(
-    rewards_N: Floats, clusters_N: Ints, sets_Kn: Ints, objective: SetObjective, aggregate: Literal["mean", "sum"]
+    rewards_N: Floats,
+    clusters_N: Ints,
+    sets_Kn: Ints,
+    objective: SetObjective,
+    aggregate: Literal["mean", "sum"],
 ) -> Floats:
     """Marginal set advantages (N,) over the constructed sets alone; 0 for a response that is in none of them."""
     scores_K = np.asarray(objective(rewards_N[sets_Kn], clusters_N[sets_Kn]), dtype=float)
@@ -193,7 +205,9 @@ def _validated(rewards: ArrayLike, clusters: ArrayLike) -> tuple[Floats, Ints, t
     if reward_array.ndim == 0 or reward_array.shape[-1] == 0:
         raise ValueError(f"rewards must have shape (..., N) with N >= 1, but has shape {reward_array.shape}")
     if cluster_array.shape != reward_array.shape:
-        raise ValueError(f"clusters must have the shape of rewards {reward_array.shape}, but has {cluster_array.shape}")
+        raise ValueError(
+            f"clusters must have the shape of rewards {reward_array.shape}, but has {cluster_array.shape}"
+        )
     if not np.isfinite(reward_array).all():
         raise ValueError(f"rewards must be finite, but contain {reward_array[~np.isfinite(reward_array)][0]}")
     if cluster_array.size and cluster_array.dtype.kind not in "iu":

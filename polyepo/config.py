@@ -50,7 +50,9 @@ class WarmStart(Section):
     @model_validator(mode="after")
     def _heads_divide(self) -> WarmStart:
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}")
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}"
+            )
         return self
 
 
@@ -232,7 +234,9 @@ class Config(RunConfig):
         base = self.model_dump(mode="json", exclude={"arms"})
         if not self.arms:
             return {run: RunConfig.model_validate(base)}
-        return {f"{run}-{arm}": RunConfig.model_validate(_override(base, arms)) for arm, arms in self.arms.items()}
+        return {
+            f"{run}-{arm}": RunConfig.model_validate(_override(base, arms)) for arm, arms in self.arms.items()
+        }
 
 
 def load_config(path: str | Path) -> Config:
@@ -309,6 +313,8 @@ def _override(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
         old = base.get(key)
-        same_kind = isinstance(old, dict) and isinstance(value, dict) and not {"name", "method"} & value.keys()
+        same_kind = (
+            isinstance(old, dict) and isinstance(value, dict) and not {"name", "method"} & value.keys()
+        )
         merged[key] = _override(old, value) if same_kind else value  # type: ignore[arg-type]
     return merged

@@ -28,7 +28,9 @@ def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: ArrayLike) -> F
     """
     samples, correct, draws = np.broadcast_arrays(num_samples, num_correct, k)
     if samples.size and not ((correct >= 0) & (correct <= samples)).all():
-        raise ValueError(f"num_correct must lie between 0 and num_samples, but is {num_correct} of {num_samples}")
+        raise ValueError(
+            f"num_correct must lie between 0 and num_samples, but is {num_correct} of {num_samples}"
+        )
     if samples.size and not ((draws >= 1) & (draws <= samples)).all():
         raise ValueError(f"k must lie between 1 and num_samples {num_samples}, but is {k}")
     return 1 - _miss(samples, correct, draws)
@@ -44,10 +46,14 @@ def div_at_k(rewards: ArrayLike, clusters: ArrayLike, k: int) -> Floats:
     if not 1 <= k <= num_samples:
         raise ValueError(f"k must lie between 1 and num_samples {num_samples}, but is {k}")
     good = (reward_array > THRESHOLD) & (cluster_array != DEGENERATE)
-    same = (cluster_array[..., :, None] == cluster_array[..., None, :]) & good[..., None, :] & good[..., :, None]
+    same = (
+        (cluster_array[..., :, None] == cluster_array[..., None, :]) & good[..., None, :] & good[..., :, None]
+    )
     sizes = same.sum(-1)
     # Each cluster is counted once by sharing its term among its correct members.
-    terms = (1 - _miss(np.full_like(sizes, num_samples), sizes, np.full_like(sizes, k))) / np.maximum(sizes, 1)
+    terms = (1 - _miss(np.full_like(sizes, num_samples), sizes, np.full_like(sizes, k))) / np.maximum(
+        sizes, 1
+    )
     return np.where(good, terms, 0.0).sum(-1)
 
 
@@ -83,7 +89,9 @@ def maj_at_k(
     """
     num_samples = len(answers)
     if not 1 <= k <= num_samples or len(correct) != num_samples:
-        raise ValueError(f"k must lie between 1 and the {num_samples} answers, but is {k}; correct has {len(correct)}")
+        raise ValueError(
+            f"k must lie between 1 and the {num_samples} answers, but is {k}; correct has {len(correct)}"
+        )
     if k == 1:
         draws = [[i] for i in range(num_samples)]
     elif k == num_samples:

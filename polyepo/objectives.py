@@ -118,7 +118,11 @@ class PassAtN:
             return rewards_PN.copy()
         order_PN = np.argsort(-rewards_PN, axis=-1, kind="stable")
         sorted_PN = np.take_along_axis(rewards_PN, order_PN, -1)
-        weights_N = (set_size - 1) / (num_responses - 1) * miss_table(num_responses - 2, set_size - 2, num_responses - 1)
+        weights_N = (
+            (set_size - 1)
+            / (num_responses - 1)
+            * miss_table(num_responses - 2, set_size - 2, num_responses - 1)
+        )
         before_PN = np.cumsum(weights_N * sorted_PN, axis=-1) - weights_N * sorted_PN
         remaining_N = miss_table(num_responses - 1, set_size - 1, num_responses - 1)
         expected_PN = np.empty_like(sorted_PN)
@@ -160,7 +164,9 @@ def miss_table(num_items: int, num_draws: int, max_group: int) -> Floats:
         return table
     sizes = np.arange(min(num_items, max_group))
     table[0] = 1.0
-    table[1 : len(sizes) + 1] = np.cumprod(np.clip((num_items - num_draws - sizes) / (num_items - sizes), 0, None))
+    table[1 : len(sizes) + 1] = np.cumprod(
+        np.clip((num_items - num_draws - sizes) / (num_items - sizes), 0, None)
+    )
     return table
 
 

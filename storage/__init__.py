@@ -4,4 +4,13 @@ from storage.layout import ArtifactKey, ModelKey
 from storage.manifest import Manifest, Provenance
 from storage.store import CorruptArtifactError, Store, StoreError, open_store
 
-__all__ = ["ArtifactKey", "CorruptArtifactError", "Manifest", "ModelKey", "Provenance", "Store", "StoreError", "open_store"]
+__all__ = [
+    "ArtifactKey",
+    "CorruptArtifactError",
+    "Manifest",
+    "ModelKey",
+    "Provenance",
+    "Store",
+    "StoreError",
+    "open_store",
+]

@@ -142,7 +142,10 @@ class RemoteFiles:
     def names(self, path: str) -> list[str]:
         """Names of what a prefix holds."""
         try:
-            return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in self.fs.ls(self._full(path), detail=False, refresh=True))
+            return sorted(
+                name.rstrip("/").rsplit("/", 1)[-1]
+                for name in self.fs.ls(self._full(path), detail=False, refresh=True)
+            )
         except FileNotFoundError:
             return []
 

@@ -145,7 +145,9 @@ class Store:
             CorruptArtifactError: a file is missing or differs in size from the manifest.
         """
         manifest = self._committed(key)
-        folder = self.files.local_copy(f"{manifest.path}/{manifest.attempt}", [f.path for f in manifest.files])
+        folder = self.files.local_copy(
+            f"{manifest.path}/{manifest.attempt}", [f.path for f in manifest.files]
+        )
         for entry in manifest.files:
             path = folder / entry.path
             size = path.stat().st_size if path.is_file() else None
@@ -221,7 +223,9 @@ class Store:
         except OSError as error:
             with contextlib.suppress(OSError):
                 self.files.remove(folder)
-            raise StoreError(f"{key.path} could not be committed under root {self.root!r}: {error}") from error
+            raise StoreError(
+                f"{key.path} could not be committed under root {self.root!r}: {error}"
+            ) from error
         if not won:
             with contextlib.suppress(OSError):
                 self.files.remove(folder)
@@ -268,7 +272,10 @@ def conform(table: pa.Table, table_name: str) -> pa.Table:
     """
     schema = TABLES[table_name]
     if set(table.column_names) != set(schema.names):
-        missing, unknown = set(schema.names) - set(table.column_names), set(table.column_names) - set(schema.names)
+        missing, unknown = (
+            set(schema.names) - set(table.column_names),
+            set(table.column_names) - set(schema.names),
+        )
         raise ValueError(f"table {table_name}: columns missing {sorted(missing)}, unknown {sorted(unknown)}")
     table = table.select(schema.names).cast(schema)
     for field in schema:
@@ -280,7 +287,9 @@ def conform(table: pa.Table, table_name: str) -> pa.Table:
         repeated = table.group_by(by).aggregate([([], "count_all")])
         repeated = repeated.filter(pc.greater(repeated["count_all"], 1))
         if repeated.num_rows:
-            raise ValueError(f"table {table_name}: key {repeated.select(by).slice(0, 1).to_pylist()[0]} repeats")
+            raise ValueError(
+                f"table {table_name}: key {repeated.select(by).slice(0, 1).to_pylist()[0]} repeats"
+            )
     return table
 
 

@@ -18,7 +18,7 @@ from tasks.sample import sample_rows
 BENCHMARK = "heldout"
 
 
-@task(name="evaluate", task_run_name="evaluate {step}", cache_policy=NO_CACHE, persist_result=False)
+@task(name="evaluate", task_run_name="evaluate {name} {step}", cache_policy=NO_CACHE, persist_result=False)
 def evaluate(root: str, name: str, step: int) -> str:
     """Commit `evaluation.num_samples` graded responses to each held-out problem, by the policy after a step."""
     run = open_run(root, name)
@@ -51,4 +51,6 @@ def evaluate(root: str, name: str, step: int) -> str:
 def evaluation_due(run: Run, step: int) -> bool:
     """Before the first step, every `evaluation.every` steps, and after the last."""
     every = run.config.evaluation and run.config.evaluation.every
-    return run.config.evaluation is not None and (step in (0, run.config.steps) or bool(every and step % every == 0))
+    return run.config.evaluation is not None and (
+        step in (0, run.config.steps) or bool(every and step % every == 0)
+    )

@@ -15,7 +15,7 @@ from polyepo.schemas import LABELS
 from tasks.run import Run, open_run
 
 
-@task(name="judge", task_run_name="judge {step}.{shard}", cache_policy=NO_CACHE, persist_result=False)
+@task(name="judge", task_run_name="judge {name} {step}.{shard}", cache_policy=NO_CACHE, persist_result=False)
 def judge(root: str, name: str, step: int, shard: int) -> str:
     """Commit one label per response of a shard, by the run's own judge."""
     run = open_run(root, name)

@@ -83,7 +83,9 @@ def training_batch(run: Run, step: int) -> Batch:
     return Batch(problem_ids, prompts, responses, logprobs, scores["advantage"].to_numpy())
 
 
-@task(name="checkpoint", task_run_name="checkpoint {step}", cache_policy=NO_CACHE, persist_result=False)
+@task(
+    name="checkpoint", task_run_name="checkpoint {name} {step}", cache_policy=NO_CACHE, persist_result=False
+)
 def checkpoint(root: str, name: str, step: int) -> str:
     """Commit the policy after a step: weights, optimizer state and tokenizer."""
     run = open_run(root, name)

@@ -19,7 +19,9 @@ from tasks.policy import policy_at
 from tasks.run import Run, open_run
 
 
-@task(name="sample", task_run_name="sample {step}.{shard}", cache_policy=NO_CACHE, persist_result=False)
+@task(
+    name="sample", task_run_name="sample {name} {step}.{shard}", cache_policy=NO_CACHE, persist_result=False
+)
 def sample(root: str, name: str, step: int, shard: int) -> str:
     """Commit N responses to each prompt of a shard, from the policy before this step's update."""
     run = open_run(root, name)

@@ -19,7 +19,7 @@ from polyepo.seeds import derive_seed
 from tasks.run import Run, open_run
 
 
-@task(name="score", task_run_name="score {step}", cache_policy=NO_CACHE, persist_result=False)
+@task(name="score", task_run_name="score {name} {step}", cache_policy=NO_CACHE, persist_result=False)
 def score(root: str, name: str, step: int) -> str:
     """Commit reward and advantage of every response of a step, by the run's own scoring."""
     run = open_run(root, name)
@@ -39,7 +39,9 @@ def score_table(run: Run, step: int) -> pa.Table:
     """The scores table of a step from its committed rollouts and labels."""
     rows: list[dict[str, Any]] = []
     for shard in range(run.config.sampling.shards):
-        rollouts = run.store.read_table(run.key("rollouts", step, shard), ["problem_id", "sample", "response"])
+        rollouts = run.store.read_table(
+            run.key("rollouts", step, shard), ["problem_id", "sample", "response"]
+        )
         labels = run.store.read_table(
             run.labels_key(step, shard), ["problem_id", "sample", "cluster", "degenerate"]
         )
@@ -57,7 +59,9 @@ def score_table(run: Run, step: int) -> pa.Table:
     rewards_PN = np.array([v.reward for v in verdicts], dtype=float).reshape(-1, num_responses)
     clusters_PN, labelled_P = cluster_matrix(rows, num_responses)
     advantages_PN = advantages(run.config, rewards_PN, clusters_PN, step)
-    advantages_PN[~labelled_P] = 0.0  # a prompt the judge could not label has no signal, rather than a made-up one
+    advantages_PN[~labelled_P] = (
+        0.0  # a prompt the judge could not label has no signal, rather than a made-up one
+    )
     constant = {
         "run": run.name,
         "step": step,

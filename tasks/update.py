@@ -18,7 +18,7 @@ from tasks.run import Run, open_run
 from tasks.score import cluster_matrix
 
 
-@task(name="update", task_run_name="update {step}", cache_policy=NO_CACHE, persist_result=False)
+@task(name="update", task_run_name="update {name} {step}", cache_policy=NO_CACHE, persist_result=False)
 def update(root: str, name: str, step: int) -> str:
     """Update the policy with a step's scored responses and commit what was measured."""
     run = open_run(root, name)
@@ -62,13 +62,17 @@ def _batch_statistics(run: Run, step: int) -> dict[str, Any]:
     reasons = [
         reason
         for shard in range(run.config.sampling.shards)
-        for reason in run.store.read_table(run.key("rollouts", step, shard), ["finish_reason"])["finish_reason"].to_pylist()
+        for reason in run.store.read_table(run.key("rollouts", step, shard), ["finish_reason"])[
+            "finish_reason"
+        ].to_pylist()
     ]
     return {
         "reward_mean": float(rewards_PN.mean()),
         "coverage": float(metrics.coverage(rewards_PN)),
         "distinct_successful": float(metrics.distinct_successful_strategies(rewards_PN, clusters_PN).mean()),
-        "distinct_unsuccessful": float(metrics.distinct_unsuccessful_strategies(rewards_PN, clusters_PN).mean()),
+        "distinct_unsuccessful": float(
+            metrics.distinct_unsuccessful_strategies(rewards_PN, clusters_PN).mean()
+        ),
         "degenerate_rate": float(np.mean([row["degenerate"] for row in rows])),
         "truncated_rate": float(np.mean([reason == "length" for reason in reasons])),
         "prompts": len(rewards_PN),

@@ -33,7 +33,9 @@ def unit_interval(*parts: object) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def split_problems(problems: Sequence[Problem], split: Split, heldout_fraction: float, seed: int) -> list[Problem]:
+def split_problems(
+    problems: Sequence[Problem], split: Split, heldout_fraction: float, seed: int
+) -> list[Problem]:
     """One split of the problems, in their order: which one a problem is in depends on its id and the seed alone.
 
     Exactly round(fraction * number) problems, at least one, are held out: those whose hashes are smallest.

@@ -34,7 +34,10 @@ class AnswerJudge(Judge):
             verdicts = domain.verify_batch([group.problem] * len(group.responses), group.responses)
             labels.append(
                 cluster_by_strategy(
-                    [None if v.parsed_answer is None else Strategy("answer", v.parsed_answer) for v in verdicts]
+                    [
+                        None if v.parsed_answer is None else Strategy("answer", v.parsed_answer)
+                        for v in verdicts
+                    ]
                 )
             )
         return labels

@@ -158,7 +158,12 @@ def _minibatches(batch: Batch, config: UpdateConfig, seed: int) -> list[np.ndarr
 
 
 def _accumulate_gradients(
-    policy: Policy, batch: Batch, rows: np.ndarray, old: OldPolicy, config: UpdateConfig, sampling: SamplingConfig
+    policy: Policy,
+    batch: Batch,
+    rows: np.ndarray,
+    old: OldPolicy,
+    config: UpdateConfig,
+    sampling: SamplingConfig,
 ) -> tuple[float, float, int]:
     """Backward passes over one minibatch; returns its loss, its clipped tokens and the tokens that took part."""
     minibatch = batch.select(rows)
@@ -179,7 +184,11 @@ def _accumulate_gradients(
         old_BR = pad([old.logprobs[r] for r in micro_rows], batch_first=True)
         advantages_B = torch.as_tensor(part.advantages, dtype=logprobs_BR.dtype, device=policy.device)
         losses_BR, clipped_BR = surrogate_loss(
-            logprobs_BR, torch.where(mask_BR, old_BR, logprobs_BR.detach()), advantages_B, config.clip_low, config.clip_high
+            logprobs_BR,
+            torch.where(mask_BR, old_BR, logprobs_BR.detach()),
+            advantages_B,
+            config.clip_low,
+            config.clip_high,
         )
         if config.importance_cap is not None:
             weights_BR = pad([old.importance[r] for r in micro_rows], batch_first=True)
@@ -189,7 +198,9 @@ def _accumulate_gradients(
         )
         loss = (losses_BR.double() * weights_BR).sum()
         if not torch.isfinite(loss):
-            raise NonFiniteError(f"step {policy.version + 1}: loss is {float(loss)}; the weights were not updated")
+            raise NonFiniteError(
+                f"step {policy.version + 1}: loss is {float(loss)}; the weights were not updated"
+            )
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
         clipped += float((clipped_BR & mask_BR).sum())

@@ -31,7 +31,10 @@ def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
 
 
 def warm_start(
-    domain: Domain, config: WarmStart, directory: Path, report: Callable[[int, float], None] = lambda step, loss: None
+    domain: Domain,
+    config: WarmStart,
+    directory: Path,
+    report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> float:
     """Train a base model and write it, with its tokenizer, into an empty directory.
 

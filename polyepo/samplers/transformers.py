@@ -95,7 +95,9 @@ class _Uniforms:
         return self._blocks[rows, column]
 
 
-def _draw(logits_BV: torch.Tensor, uniform_B: np.ndarray, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _draw(
+    logits_BV: torch.Tensor, uniform_B: np.ndarray, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Invert the cumulative distribution of softmax(logits / temperature) at the given uniform numbers."""
     logprobs_BV = torch.log_softmax(logits_BV.float() / temperature, dim=-1)
     if not torch.isfinite(logprobs_BV.amax(-1)).all():

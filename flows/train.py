@@ -1,0 +1,162 @@
+"""Train: sample, judge, score, update; step after step, arm after arm.
+
+    prefect deployment run poly-epo/train --param config=configs/quickstart.yaml --param run=my-run
+
+A run that exists with the same configuration is resumed: whatever is committed is never done again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from flows.summary import markdown, summarize
+from polyepo.config import load_config
+from tasks.evaluate import evaluate, evaluation_due
+from tasks.judge import judge
+from tasks.policy import check_prompts, checkpoint, warm_start, warm_start_digest
+from tasks.run import Run, create_or_resume
+from tasks.sample import sample
+from tasks.score import score
+from tasks.update import checkpoint_due, update
+
+DEFAULT_ROOT = "artifacts"
+
+
+@flow(name="poly-epo", flow_run_name="train {run}", persist_result=False)
+def train(config: str, run: str | None = None, root: str | None = None) -> None:
+    """Train the run that a configuration describes, or one run per arm.
+
+    Args:
+        config: path of a YAML file.
+        run: name of the run; the file's name if not given. Arms are called `{run}-{arm}`.
+        root: where artifacts go: a path or s3://bucket/prefix; $POLYEPO_ROOT or "artifacts" if not given.
+    """
+    run, root = run or Path(config).stem, root or os.environ.get("POLYEPO_ROOT", DEFAULT_ROOT)
+    configs = load_config(config).runs(run)
+    progress = Progress(run, total=sum(c.steps for c in configs.values()))
+    # Everything that can be refused is refused before any work starts.
+    prepared = {name: create_or_resume(root, name, run_config) for name, run_config in configs.items()}
+    for name, arm in prepared.items():
+        progress.say(f"{name} · base model")
+        if arm.config.policy.warm_start:
+            warm_start(root, arm.config, warm_start_digest(arm.config))
+        check_prompts(arm)
+    for arm in prepared.values():
+        train_run(arm, progress)
+    progress.finish()
+    create_markdown_artifact(
+        markdown(summarize(root, run)), key=slug(f"{run}-summary"), description="Summary"
+    )
+
+
+def train_run(run: Run, progress: Progress) -> None:
+    """Train one run to its last step, from wherever it stands."""
+    root, name = run.store.root, run.name
+    committed = set(run.store.steps(name, "updates"))
+    if committed:
+        get_run_logger().info("run %s resumes after step %d", name, max(committed))
+    create_link_artifact(_ui_link(run), key=slug(f"{name}-artifacts"), link_text=f"{name}: artifacts")
+    for step in range(run.config.steps + 1):
+        if step and step not in committed:
+            train_step(run, step)
+        if checkpoint_due(run, step):
+            checkpoint(root, name, step)
+        if evaluation_due(run, step):
+            evaluate(root, name, step)
+        progress.advance(run, step)
+
+
+def train_step(run: Run, step: int) -> None:
+    """One training step; each line commits one artifact."""
+    root, name = run.store.root, run.name
+    last = run.config.sampling.shards - 1
+    judged = []
+    for shard in range(last):
+        sample(root, name, step, shard)
+        judged.append(judge.submit(root, name, step, shard))  # while the next shard is sampled
+    sample(root, name, step, last)
+    judge(root, name, step, last)
+    for future in judged:
+        future.result()
+    score(root, name, step)
+    update(root, name, step)
+
+
+class Progress:
+    """What the Prefect UI and the terminal see: one progress artifact per flow run, one table of steps per run."""
+
+    # The server should hear of steps often enough to watch, and seldom enough not to be slowed down.
+    _SECONDS_BETWEEN = 2.0
+    _ROWS = 20
+
+    def __init__(self, run: str, total: int) -> None:
+        self._total = max(total, 1)
+        self._done = 0
+        self._last = 0.0
+        self._rows: list[dict[str, Any]] = []
+        self._artifact = create_progress_artifact(
+            0.0, key=slug(f"{run}-progress"), description=f"{run} · starting"
+        )
+
+    def say(self, description: str) -> None:
+        """Describe what is going on now."""
+        assert isinstance(self._artifact, UUID)
+        update_progress_artifact(self._artifact, 100 * self._done / self._total, description=description)
+        self._last = time.monotonic()
+
+    def advance(self, run: Run, step: int) -> None:
+        """Count a finished step, and show it if it is time."""
+        if step == 0:
+            self._rows = []
+            return
+        self._done += 1
+        if time.monotonic() - self._last < self._SECONDS_BETWEEN and step != run.config.steps:
+            return
+        columns = [
+            "step",
+            "reward_mean",
+            "distinct_successful",
+            "loss",
+            "grad_norm",
+            "entropy",
+            "logprob_mismatch",
+        ]
+        row = run.store.read_table(run.key("updates", step), columns).to_pylist()[0]
+        shown = {name: round(value, 5) for name, value in row.items()}
+        self._rows = [*self._rows, shown][-self._ROWS :]
+        self.say(
+            f"{run.name} · step {step}/{run.config.steps} · reward {row['reward_mean']:.2f} · "
+            f"successful strategies {row['distinct_successful']:.1f}"
+        )
+        create_table_artifact(
+            self._rows, key=slug(f"{run.name}-steps"), description=f"{run.name}: latest steps"
+        )
+
+    def finish(self) -> None:
+        """Say that all is done."""
+        self._done = self._total
+        self.say("done")
+
+
+def slug(text: str) -> str:
+    """A Prefect artifact key: lowercase letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _ui_link(run: Run) -> str:
+    url = run.store.files.url(f"runs/{run.name}")
+    return url if "://" in url else Path(url).as_uri()
