@@ -23,12 +23,8 @@ def main() -> None:
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML description of the run.")] = Path(
-        "configs/quickstart.yaml"
-    ),
-    run: Annotated[
-        str | None, typer.Option(help="Name of the run; the config's file name if not given.")
-    ] = None,
+    config: Annotated[Path, typer.Argument(help="YAML description of the run.")] = Path("configs/quickstart.yaml"),
+    run: Annotated[str | None, typer.Option(help="Name of the run; the config's file name if not given.")] = None,
     root: RootOption = "artifacts",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the run's log at the end.")] = False,
 ) -> None:
@@ -46,13 +42,9 @@ def train(
     again = f"polyepo train {config} --run {name} --root {root}"
     try:
         stack.start(lambda line: console.print(f"· {line}", highlight=False))
-        flow_run_id = follow.run_deployment(
-            "poly-epo/train", {"config": str(config), "run": name, "root": root}
-        )
+        flow_run_id = follow.run_deployment("poly-epo/train", {"config": str(config), "run": name, "root": root})
         ui = stack.api_url().removesuffix("/api")
-        console.print(
-            f"· flow run {flow_run_id}: {ui}/runs/flow-run/{flow_run_id}", highlight=False, soft_wrap=True
-        )
+        console.print(f"· flow run {flow_run_id}: {ui}/runs/flow-run/{flow_run_id}", highlight=False, soft_wrap=True)
         state = follow.follow(flow_run_id, console)
     except stack.StackError as error:
         _fail(console, str(error))

@@ -64,7 +64,11 @@ def environment() -> dict[str, str]:
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_CLI_PROMPT": "false",
     }
-    return {**defaults, **os.environ, "PWD": str(Path.cwd())}  # prefect.yaml takes the project's folder from it
+    return {
+        **defaults,
+        **os.environ,
+        "PWD": str(Path.cwd()),
+    }  # prefect.yaml takes the project's folder from it
 
 
 def worker_is_alive() -> bool:
@@ -108,9 +112,7 @@ def _register(say: Callable[[str], None]) -> None:
 
 
 def _prefect(*arguments: str) -> str:
-    done = subprocess.run(
-        [*_PREFECT, *arguments], env=environment(), capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*_PREFECT, *arguments], env=environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise StackError(f"prefect {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
     return done.stdout

@@ -108,22 +108,22 @@ def _seconds(run: Run, last_step: int) -> dict[str, float]:
 def _title(summary: Summary) -> str:
     return (
         f"{summary.num_problems} held-out problems × {summary.num_samples} samples, seed {summary.seed}; "
-        "strategies@k: distinct successful strategies among k samples"
+        f"distinct@k: distinct successful strategies among k samples; seconds: {' / '.join(STAGES)}"
     )
 
 
 def _cells(summary: Summary) -> list[list[str]]:
     first = summary.rows[0]
     header = ["policy", "step"]
-    header += [f"pass@{k}" for k in first.pass_at] + [f"strategies@{k}" for k in first.strategies_at]
-    header += [f"{stage} s" for stage in STAGES]
+    header += [f"pass@{k}" for k in first.pass_at] + [f"distinct@{k}" for k in first.strategies_at]
+    header += ["seconds"]
     body = [
         [
             row.policy,
             str(row.step),
             *(f"{value:.3f}" for value in row.pass_at.values()),
             *(f"{value:.2f}" for value in row.strategies_at.values()),
-            *(f"{value:.0f}" if row.step else "" for value in row.seconds.values()),
+            " / ".join(f"{value:.0f}" for value in row.seconds.values()) if row.step else "",
         ]
         for row in summary.rows
     ]

@@ -58,9 +58,7 @@ def train(config: str, run: str | None = None, root: str | None = None) -> None:
     for arm in prepared.values():
         train_run(arm, progress)
     progress.finish()
-    create_markdown_artifact(
-        markdown(summarize(root, run)), key=slug(f"{run}-summary"), description="Summary"
-    )
+    create_markdown_artifact(markdown(summarize(root, run)), key=slug(f"{run}-summary"), description="Summary")
 
 
 def train_run(run: Run, progress: Progress) -> None:
@@ -108,9 +106,7 @@ class Progress:
         self._done = 0
         self._last = 0.0
         self._rows: list[dict[str, Any]] = []
-        self._artifact = create_progress_artifact(
-            0.0, key=slug(f"{run}-progress"), description=f"{run} · starting"
-        )
+        self._artifact = create_progress_artifact(0.0, key=slug(f"{run}-progress"), description=f"{run} · starting")
 
     def say(self, description: str) -> None:
         """Describe what is going on now."""
@@ -142,9 +138,7 @@ class Progress:
             f"{run.name} · step {step}/{run.config.steps} · reward {row['reward_mean']:.2f} · "
             f"successful strategies {row['distinct_successful']:.1f}"
         )
-        create_table_artifact(
-            self._rows, key=slug(f"{run.name}-steps"), description=f"{run.name}: latest steps"
-        )
+        create_table_artifact(self._rows, key=slug(f"{run.name}-steps"), description=f"{run.name}: latest steps")
 
     def finish(self) -> None:
         """Say that all is done."""

@@ -50,9 +50,7 @@ class WarmStart(Section):
     @model_validator(mode="after")
     def _heads_divide(self) -> WarmStart:
         if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}"
-            )
+            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}")
         return self
 
 
@@ -146,7 +144,7 @@ class UpdateConfig(Section):
     clip_low: float = Field(0.20, ge=0, lt=1)
     clip_high: float = Field(0.28, ge=0)
     loss_norm: Literal["constant", "response", "token"] = "constant"
-    """What token losses are divided by: max_response_tokens (Dr.GRPO), the response's length (GRPO), all tokens (DAPO)."""
+    """Token losses are divided by: max_response_tokens (Dr.GRPO), the response's length (GRPO) or all tokens (DAPO)."""
     prompts_per_minibatch: int | None = Field(None, ge=1)
     """Prompts per optimizer step; all of the batch if not given."""
     epochs: int = Field(1, ge=1)
@@ -234,9 +232,7 @@ class Config(RunConfig):
         base = self.model_dump(mode="json", exclude={"arms"})
         if not self.arms:
             return {run: RunConfig.model_validate(base)}
-        return {
-            f"{run}-{arm}": RunConfig.model_validate(_override(base, arms)) for arm, arms in self.arms.items()
-        }
+        return {f"{run}-{arm}": RunConfig.model_validate(_override(base, arms)) for arm, arms in self.arms.items()}
 
 
 def load_config(path: str | Path) -> Config:
@@ -299,7 +295,8 @@ def _check_sets(scoring: SetScoring, num_responses: int) -> None:
     num_all = math.comb(num_responses, scoring.set_size)
     if scoring.num_sets and scoring.num_sets > num_all:
         raise ValueError(
-            f"scoring.num_sets (K) {scoring.num_sets} must not exceed C({num_responses}, {scoring.set_size}) = {num_all}"
+            f"scoring.num_sets (K) {scoring.num_sets} must not exceed "
+            f"C({num_responses}, {scoring.set_size}) = {num_all}"
         )
     if scoring.num_sets and scoring.num_sets > MAX_ENUMERATED_SETS:
         raise ValueError(
@@ -313,8 +310,6 @@ def _override(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
         old = base.get(key)
-        same_kind = (
-            isinstance(old, dict) and isinstance(value, dict) and not {"name", "method"} & value.keys()
-        )
+        same_kind = isinstance(old, dict) and isinstance(value, dict) and not {"name", "method"} & value.keys()
         merged[key] = _override(old, value) if same_kind else value  # type: ignore[arg-type]
     return merged

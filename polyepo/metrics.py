@@ -28,11 +28,9 @@ def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: ArrayLike) -> F
     """
     samples, correct, draws = np.broadcast_arrays(num_samples, num_correct, k)
     if samples.size and not ((correct >= 0) & (correct <= samples)).all():
-        raise ValueError(
-            f"num_correct must lie between 0 and num_samples, but is {num_correct} of {num_samples}"
-        )
+        raise ValueError(f"num_correct must lie between 0 and num_samples, but is {num_correct!r} of {num_samples!r}")
     if samples.size and not ((draws >= 1) & (draws <= samples)).all():
-        raise ValueError(f"k must lie between 1 and num_samples {num_samples}, but is {k}")
+        raise ValueError(f"k must lie between 1 and num_samples {num_samples!r}, but is {k!r}")
     return 1 - _miss(samples, correct, draws)
 
 
@@ -46,14 +44,10 @@ def div_at_k(rewards: ArrayLike, clusters: ArrayLike, k: int) -> Floats:
     if not 1 <= k <= num_samples:
         raise ValueError(f"k must lie between 1 and num_samples {num_samples}, but is {k}")
     good = (reward_array > THRESHOLD) & (cluster_array != DEGENERATE)
-    same = (
-        (cluster_array[..., :, None] == cluster_array[..., None, :]) & good[..., None, :] & good[..., :, None]
-    )
+    same = (cluster_array[..., :, None] == cluster_array[..., None, :]) & good[..., None, :] & good[..., :, None]
     sizes = same.sum(-1)
     # Each cluster is counted once by sharing its term among its correct members.
-    terms = (1 - _miss(np.full_like(sizes, num_samples), sizes, np.full_like(sizes, k))) / np.maximum(
-        sizes, 1
-    )
+    terms = (1 - _miss(np.full_like(sizes, num_samples), sizes, np.full_like(sizes, k))) / np.maximum(sizes, 1)
     return np.where(good, terms, 0.0).sum(-1)
 
 
@@ -89,9 +83,7 @@ def maj_at_k(
     """
     num_samples = len(answers)
     if not 1 <= k <= num_samples or len(correct) != num_samples:
-        raise ValueError(
-            f"k must lie between 1 and the {num_samples} answers, but is {k}; correct has {len(correct)}"
-        )
+        raise ValueError(f"k must lie between 1 and the {num_samples} answers, but is {k}; correct has {len(correct)}")
     if k == 1:
         draws = [[i] for i in range(num_samples)]
     elif k == num_samples:
@@ -160,7 +152,7 @@ def signal_accounting(
 def sign_flips(rewards: ArrayLike, advantages: ArrayLike) -> NDArray[np.bool_]:
     """Prompts (P,) where a correct response is pushed down while an incorrect one is pushed up."""
     correct, values = np.asarray(rewards, dtype=float) > THRESHOLD, np.asarray(advantages)
-    return (correct & (values < 0)).any(-1) & (~correct & (values > 0)).any(-1)
+    return np.asarray((correct & (values < 0)).any(-1) & (~correct & (values > 0)).any(-1))
 
 
 def branching(token_ids: Sequence[Sequence[int]]) -> tuple[list[int], int | None]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 DEGENERATE = -1
 """Cluster of gibberish, off-topic text, bare guesses and reward hacking: it never counts as a strategy."""
@@ -18,8 +19,9 @@ DEGENERATE = -1
 class SetObjective(Protocol):
     """Any symmetric function of the rewards and clusters in a set.
 
-    An objective that also has `expected_scores(rewards_PN, clusters_PN, set_size)`, as those below do, is averaged over
-    all sets in closed form; any other is enumerated or sampled.
+    An objective that also has `expected_scores(rewards_PN, clusters_PN, set_size)`, as those below do, is
+    averaged over all sets in closed form; any other is enumerated or sampled. Closed forms are taken to round
+    at the scale of the largest |reward|.
     """
 
     def __call__(self, rewards: Floats, clusters: Ints, /) -> Floats:
@@ -29,10 +31,11 @@ class SetObjective(Protocol):
 
 @dataclass(frozen=True)
 class Polychromic:
-    """Mean reward of the set times its diversity: (distinct non-degenerate clusters) / n.
+    """Mean reward of the set times its diversity: (distinct non-degenerate clusters) / n (arXiv 2604.17654).
 
     Args:
-        require_two_clusters: a set that sits in a single cluster scores 0 (the indicator of the paper's Algorithm 1).
+        require_two_clusters: a set with fewer than two non-degenerate clusters scores 0 (the indicator of the
+            paper's Algorithm 1).
     """
 
     require_two_clusters: bool = True
@@ -47,14 +50,21 @@ class Polychromic:
         """Mean score of all sets of `set_size` that contain response i, (P, N), without enumerating them.
 
         The score is a sum over pairs (response, cluster), so its mean over sets is a sum of hypergeometric
-        probabilities. With s_k the size of cluster k, R_k its total reward, R the prompt's, and hit(s; M, m) the chance
-        that m draws from M items touch a given s of them, a response i in cluster a has n^2 E[f | i in G] =
+        probabilities. With s_k the size of cluster k, R_k its total reward, R the prompt's and
+        hit(s; M, m) = 1 - C(M-s, m) / C(M, m) the chance that m draws from M items touch a given s of them,
+        a response i in cluster a has n^2 E[f | i in G] =
 
-            r_i (1 + sum_{k != a} hit(s_k; N-1, n-1))
-            + (n-1)/(N-1) [ (R - r_i) (1 + sum_{k != a} hit(s_k; N-2, n-2)) + sum_{k != a} R_k (1 - hit(s_k; N-2, n-2)) ]
+            r_i (1 + sum_{k!=a} hit(s_k; N-1, n-1))
+            + (n-1)/(N-1) [ (R - r_i) (1 + sum_{k!=a} hit(s_k; N-2, n-2))
+                            + sum_{k!=a} R_k (1 - hit(s_k; N-2, n-2)) ]
 
-        where a degenerate i has no cluster of its own (no "1", no k left out). `require_two_clusters` takes away the
-        share of sets that lie within one cluster and the degenerate responses. Cost: O(N) per prompt after tables.
+        where a degenerate i has no cluster of its own (no "1", no k left out). `require_two_clusters` takes away
+        the sets that hold a single cluster, with D degenerate responses of total reward R_D and pool m = s_a + D:
+
+            ( r_i C(m-1, n-1) + (R_a + R_D - r_i) C(m-2, n-2) ) / C(N-1, n-1)
+
+        and, for a degenerate i, the sum over k of the same for the pool s_k + D, each minus that for the pool D.
+        Cost: O(N) per prompt after tables. Responses alike in reward and cluster get bitwise the same value.
         """
         num_responses = rewards_PN.shape[-1]
         miss1 = miss_table(num_responses - 1, set_size - 1, num_responses)
@@ -111,22 +121,24 @@ class PassAtN:
         """Mean score of all sets that contain response i, (P, N).
 
         With the others sorted downwards, their best is the p-th (from 0) with probability
-        C(N-2-p, n-2) / C(N-1, n-1); response i replaces it where it is better.
+        C(N-2-p, n-2) / C(N-1, n-1); response i replaces it where it is better. Equal rewards get the same value.
         """
         num_responses = rewards_PN.shape[-1]
         if set_size == 1:
             return rewards_PN.copy()
         order_PN = np.argsort(-rewards_PN, axis=-1, kind="stable")
         sorted_PN = np.take_along_axis(rewards_PN, order_PN, -1)
-        weights_N = (
-            (set_size - 1)
-            / (num_responses - 1)
-            * miss_table(num_responses - 2, set_size - 2, num_responses - 1)
-        )
-        before_PN = np.cumsum(weights_N * sorted_PN, axis=-1) - weights_N * sorted_PN
+        pair = (set_size - 1) / (num_responses - 1)
+        weights_N = pair * miss_table(num_responses - 2, set_size - 2, num_responses - 1)
+        before_PN = np.zeros_like(sorted_PN)
+        before_PN[:, 1:] = np.cumsum(weights_N * sorted_PN, axis=-1)[:, :-1]
         remaining_N = miss_table(num_responses - 1, set_size - 1, num_responses - 1)
+        values_PN = before_PN + remaining_N * sorted_PN
+        # Ties differ by rounding alone: all take the value of the first of them.
+        first_PN = np.where(_starts(sorted_PN), np.arange(num_responses), 0)
+        tied_PN = np.take_along_axis(values_PN, np.maximum.accumulate(first_PN, axis=-1), -1)
         expected_PN = np.empty_like(sorted_PN)
-        np.put_along_axis(expected_PN, order_PN, before_PN + remaining_N * sorted_PN, -1)
+        np.put_along_axis(expected_PN, order_PN, tied_PN, -1)
         return expected_PN
 
 
@@ -148,9 +160,7 @@ class MeanReward:
 def num_distinct(clusters: Ints) -> Ints:
     """Number of distinct non-degenerate clusters along the last axis: (..., n) -> (...,)."""
     ordered = np.sort(clusters, axis=-1)
-    first = np.ones(ordered.shape, dtype=bool)
-    first[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
-    return (first & (ordered != DEGENERATE)).sum(-1)
+    return np.asarray((_starts(ordered) & (ordered != DEGENERATE)).sum(-1))
 
 
 def miss_table(num_items: int, num_draws: int, max_group: int) -> Floats:
@@ -164,22 +174,26 @@ def miss_table(num_items: int, num_draws: int, max_group: int) -> Floats:
         return table
     sizes = np.arange(min(num_items, max_group))
     table[0] = 1.0
-    table[1 : len(sizes) + 1] = np.cumprod(
-        np.clip((num_items - num_draws - sizes) / (num_items - sizes), 0, None)
-    )
+    ratios = (num_items - num_draws - sizes) / (num_items - sizes)
+    table[1 : len(sizes) + 1] = np.cumprod(np.clip(ratios, 0, None))
     return table
 
 
-def _clusters(rewards_PN: Floats, clusters_PN: Ints) -> tuple[Ints, Ints, Floats, NDArray[np.bool_]]:
-    """Each response's cluster numbered from 0 within its prompt, cluster sizes and rewards (P, N), and who has one."""
+def _starts(ordered: NDArray[np.generic]) -> Bools:
+    """Where a run of equal values starts along the last axis."""
+    starts = np.ones(ordered.shape, dtype=bool)
+    starts[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
+    return starts
+
+
+def _clusters(rewards_PN: Floats, clusters_PN: Ints) -> tuple[Ints, Ints, Floats, Bools]:
+    """Each response's cluster numbered from 0 in its prompt, cluster sizes and rewards (P, N), and who has one."""
     num_prompts, num_responses = rewards_PN.shape
     ok_PN = clusters_PN != DEGENERATE
     order_PN = np.argsort(clusters_PN, axis=-1, kind="stable")
     ordered_PN = np.take_along_axis(clusters_PN, order_PN, -1)
-    new_PN = np.zeros((num_prompts, num_responses), dtype=np.int64)
-    new_PN[:, 1:] = ordered_PN[:, 1:] != ordered_PN[:, :-1]
-    own_PN = np.empty_like(new_PN)
-    np.put_along_axis(own_PN, order_PN, np.cumsum(new_PN, -1), -1)
+    own_PN = np.empty((num_prompts, num_responses), dtype=np.int64)
+    np.put_along_axis(own_PN, order_PN, np.cumsum(_starts(ordered_PN), -1) - 1, -1)
     # Every index of a (P, N) table, row after row; degenerate responses weigh nothing.
     flat = (own_PN + num_responses * np.arange(num_prompts)[:, None]).ravel()
     size = num_prompts * num_responses

@@ -155,6 +155,4 @@ TABLES: dict[str, pa.Schema] = {
 }
 
 # Columns that say how long something took: the only ones in which two identical runs differ.
-TIMING_COLUMNS = frozenset(
-    {"seconds_sample", "seconds_judge", "seconds_score", "seconds_update", "latency_s"}
-)
+TIMING_COLUMNS = frozenset({"seconds_sample", "seconds_judge", "seconds_score", "seconds_update", "latency_s"})

@@ -143,8 +143,7 @@ class RemoteFiles:
         """Names of what a prefix holds."""
         try:
             return sorted(
-                name.rstrip("/").rsplit("/", 1)[-1]
-                for name in self.fs.ls(self._full(path), detail=False, refresh=True)
+                name.rstrip("/").rsplit("/", 1)[-1] for name in self.fs.ls(self._full(path), detail=False, refresh=True)
             )
         except FileNotFoundError:
             return []

@@ -145,9 +145,7 @@ class Store:
             CorruptArtifactError: a file is missing or differs in size from the manifest.
         """
         manifest = self._committed(key)
-        folder = self.files.local_copy(
-            f"{manifest.path}/{manifest.attempt}", [f.path for f in manifest.files]
-        )
+        folder = self.files.local_copy(f"{manifest.path}/{manifest.attempt}", [f.path for f in manifest.files])
         for entry in manifest.files:
             path = folder / entry.path
             size = path.stat().st_size if path.is_file() else None
@@ -221,17 +219,20 @@ class Store:
                 self.files.write(f"{folder}/{entry.path}", data)
             won = self.files.create(f"{key.path}/manifest.json", manifest.model_dump_json(indent=1).encode())
         except OSError as error:
-            with contextlib.suppress(OSError):
-                self.files.remove(folder)
-            raise StoreError(
-                f"{key.path} could not be committed under root {self.root!r}: {error}"
-            ) from error
+            self._discard(key, attempt)
+            raise StoreError(f"{key.path} could not be committed under root {self.root!r}: {error}") from error
         if not won:
-            with contextlib.suppress(OSError):
-                self.files.remove(folder)
+            self._discard(key, attempt)
             return self._committed(key)
         self._remember(manifest)
         return manifest
+
+    def _discard(self, key: AnyKey, attempt: str) -> None:
+        """Remove an attempt's files, unless the manifest names them: it may exist although creating it raised."""
+        with contextlib.suppress(OSError):
+            committed = self.manifest(key)
+            if committed is None or committed.attempt != attempt:
+                self.files.remove(f"{key.path}/{attempt}")
 
     def _remember(self, manifest: Manifest) -> None:
         # Manifests never change, so they may be kept; a few, so that memory stays flat over thousands of steps.
@@ -277,19 +278,17 @@ def conform(table: pa.Table, table_name: str) -> pa.Table:
             set(table.column_names) - set(schema.names),
         )
         raise ValueError(f"table {table_name}: columns missing {sorted(missing)}, unknown {sorted(unknown)}")
-    table = table.select(schema.names).cast(schema)
     for field in schema:
         if not field.nullable and table[field.name].null_count:
             raise ValueError(f"table {table_name}: column {field.name} must not be null, but is in some row")
+    table = table.select(schema.names).cast(schema)
     key = [name for name in ("run", "step", "problem_id", "sample") if name in schema.names]
     if "sample" in key or table_name == "problems":
         by = [*key, *(["split"] if table_name == "problems" and "split" in key else [])]
         repeated = table.group_by(by).aggregate([([], "count_all")])
-        repeated = repeated.filter(pc.greater(repeated["count_all"], 1))
+        repeated = repeated.filter(pc.field("count_all") > 1)
         if repeated.num_rows:
-            raise ValueError(
-                f"table {table_name}: key {repeated.select(by).slice(0, 1).to_pylist()[0]} repeats"
-            )
+            raise ValueError(f"table {table_name}: key {repeated.select(by).slice(0, 1).to_pylist()[0]} repeats")
     return table
 
 

@@ -51,6 +51,4 @@ def evaluate(root: str, name: str, step: int) -> str:
 def evaluation_due(run: Run, step: int) -> bool:
     """Before the first step, every `evaluation.every` steps, and after the last."""
     every = run.config.evaluation and run.config.evaluation.every
-    return run.config.evaluation is not None and (
-        step in (0, run.config.steps) or bool(every and step % every == 0)
-    )
+    return run.config.evaluation is not None and (step in (0, run.config.steps) or bool(every and step % every == 0))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from transformers.utils.logging import disable_progress_bar
 
 from polyepo.config import ConfigError, RunConfig, digest
 from polyepo.policy.checkpoint import load_checkpoint, save_checkpoint
@@ -16,6 +18,8 @@ from polyepo.policy.update import Batch, UpdateMetrics, update
 from polyepo.policy.warm_start import warm_start as train_warm_start
 from storage import ModelKey, Provenance, Store, open_store
 from tasks.run import Run, code_version, open_run
+
+disable_progress_bar()  # transformers draws one for every model it loads, log file or not
 
 # Part of a warm start's name: raise it when the recipe changes what comes out for the same settings.
 _WARM_START_RECIPE = 1
@@ -69,7 +73,8 @@ def apply_update(run: Run, policy: Policy, step: int) -> UpdateMetrics:
 def training_batch(run: Run, step: int) -> Batch:
     """A step's scored responses, rollouts joined with scores by problem and sample."""
     scores = run.store.read_table(run.scores_key(step), columns=["problem_id", "sample", "advantage"])
-    problem_ids, samples = scores["problem_id"].to_pylist(), scores["sample"].to_pylist()
+    problem_ids: list[Any] = scores["problem_id"].to_pylist()
+    samples = scores["sample"].to_pylist()
     row_of = {key: row for row, key in enumerate(zip(problem_ids, samples, strict=True))}
     prompts: list[list[int]] = [[]] * len(row_of)
     responses, logprobs = list(prompts), [np.empty(0, np.float32)] * len(row_of)
@@ -83,9 +88,7 @@ def training_batch(run: Run, step: int) -> Batch:
     return Batch(problem_ids, prompts, responses, logprobs, scores["advantage"].to_numpy())
 
 
-@task(
-    name="checkpoint", task_run_name="checkpoint {name} {step}", cache_policy=NO_CACHE, persist_result=False
-)
+@task(name="checkpoint", task_run_name="checkpoint {name} {step}", cache_policy=NO_CACHE, persist_result=False)
 def checkpoint(root: str, name: str, step: int) -> str:
     """Commit the policy after a step: weights, optimizer state and tokenizer."""
     run = open_run(root, name)
@@ -157,6 +160,7 @@ def _check_replay(run: Run, step: int, policy: Policy, metrics: UpdateMetrics) -
     replayed = {"loss": metrics.loss, "grad_norm": metrics.grad_norm}
     if replayed != recorded and policy.device.type == "cpu":
         raise ReplayError(
-            f"run {run.name!r}, step {step}: replaying the update gave {replayed}, but the run recorded {recorded}. "
+            f"run {run.name!r}, step {step}: replaying the update gave {replayed}, but the run recorded "
+            f"{recorded}. "
             "The model, the versions of torch or transformers, or policy.num_threads are not those of the run."
         )

@@ -72,9 +72,7 @@ class Run:
         problems = self.split("train")
         size = self.config.sampling.prompts_per_step
         epoch, position = divmod(step - 1, len(problems) // size)
-        order = np.random.default_rng(derive_seed(self.config.seed, "epoch", epoch)).permutation(
-            len(problems)
-        )
+        order = np.random.default_rng(derive_seed(self.config.seed, "epoch", epoch)).permutation(len(problems))
         return [problems[i] for i in order[position * size : (position + 1) * size]]
 
     def shard_of_step(self, step: int, shard: int) -> list[Problem]:
@@ -133,9 +131,7 @@ def check_problems(splits: dict[str, list[Problem]], config: RunConfig) -> None:
     if "" in ids:
         raise ConfigError("domain: a problem has an empty problem_id; every problem needs an id of its own")
     if repeated := [problem_id for problem_id, count in ids.items() if count > 1]:
-        raise ConfigError(
-            f"domain: problem_id {repeated[0]!r} occurs {ids[repeated[0]]} times; ids must be unique"
-        )
+        raise ConfigError(f"domain: problem_id {repeated[0]!r} occurs {ids[repeated[0]]} times; ids must be unique")
     if len(splits["train"]) < config.sampling.prompts_per_step:
         raise ConfigError(
             f"sampling.prompts_per_step {config.sampling.prompts_per_step} must not exceed the "
@@ -180,12 +176,10 @@ def _commit_problems(run: Run) -> Manifest:
             "metadata": json.dumps(problem.metadata, sort_keys=True),
         }
         for split in ("train", "heldout")
-        for problem in run.config.domain.problems(split)  # type: ignore[arg-type]
+        for problem in run.config.domain.problems(split)
     ]
     table = pa.Table.from_pylist(rows, schema=PROBLEMS)
-    return run.store.commit_table(
-        run.key("problems", 0), table, table_name="problems", provenance=run.provenance(None)
-    )
+    return run.store.commit_table(run.key("problems", 0), table, table_name="problems", provenance=run.provenance(None))
 
 
 def _problem(row: dict[str, str]) -> Problem:

@@ -19,9 +19,7 @@ from tasks.policy import policy_at
 from tasks.run import Run, open_run
 
 
-@task(
-    name="sample", task_run_name="sample {name} {step}.{shard}", cache_policy=NO_CACHE, persist_result=False
-)
+@task(name="sample", task_run_name="sample {name} {step}.{shard}", cache_policy=NO_CACHE, persist_result=False)
 def sample(root: str, name: str, step: int, shard: int) -> str:
     """Commit N responses to each prompt of a shard, from the policy before this step's update."""
     run = open_run(root, name)
@@ -40,7 +38,7 @@ def sample(root: str, name: str, step: int, shard: int) -> str:
 def sample_rows(
     run: Run, policy: Policy, problems: Sequence[Problem], step: int, num_responses: int, purpose: str
 ) -> list[dict[str, Any]]:
-    """Rows of the rollouts table: `num_responses` samples of each problem, seeded by (run, purpose, step, problem, sample)."""
+    """Rows of the rollouts table, `num_responses` per problem, seeded by (run, purpose, step, problem, sample)."""
     seeds = [
         [derive_seed(run.config.seed, purpose, step, problem.problem_id, i) for i in range(num_responses)]
         for problem in problems

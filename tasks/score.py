@@ -39,12 +39,8 @@ def score_table(run: Run, step: int) -> pa.Table:
     """The scores table of a step from its committed rollouts and labels."""
     rows: list[dict[str, Any]] = []
     for shard in range(run.config.sampling.shards):
-        rollouts = run.store.read_table(
-            run.key("rollouts", step, shard), ["problem_id", "sample", "response"]
-        )
-        labels = run.store.read_table(
-            run.labels_key(step, shard), ["problem_id", "sample", "cluster", "degenerate"]
-        )
+        rollouts = run.store.read_table(run.key("rollouts", step, shard), ["problem_id", "sample", "response"])
+        labels = run.store.read_table(run.labels_key(step, shard), ["problem_id", "sample", "cluster", "degenerate"])
         label_of = {(label["problem_id"], label["sample"]): label for label in labels.to_pylist()}
         rows += [row | label_of[(row["problem_id"], row["sample"])] for row in rollouts.to_pylist()]
     problems = [run.problems[row["problem_id"]] for row in rows]
@@ -52,16 +48,15 @@ def score_table(run: Run, step: int) -> pa.Table:
     for row, verdict in zip(rows, verdicts, strict=True):
         if not math.isfinite(verdict.reward):
             raise ValueError(
-                f"reward of problem {row['problem_id']!r}, sample {row['sample']}, step {step} is {verdict.reward}; "
+                f"reward of problem {row['problem_id']!r}, sample {row['sample']}, step {step} is "
+                f"{verdict.reward}; "
                 f"the verifier of domain {run.config.domain.name!r} must return finite numbers"
             )
     num_responses = run.config.sampling.num_responses
     rewards_PN = np.array([v.reward for v in verdicts], dtype=float).reshape(-1, num_responses)
     clusters_PN, labelled_P = cluster_matrix(rows, num_responses)
     advantages_PN = advantages(run.config, rewards_PN, clusters_PN, step)
-    advantages_PN[~labelled_P] = (
-        0.0  # a prompt the judge could not label has no signal, rather than a made-up one
-    )
+    advantages_PN[~labelled_P] = 0.0  # a prompt the judge could not label has no signal, rather than a made-up one
     constant = {
         "run": run.name,
         "step": step,
@@ -85,11 +80,12 @@ def score_table(run: Run, step: int) -> pa.Table:
 
 
 def cluster_matrix(rows: list[dict[str, Any]], num_responses: int) -> tuple[np.ndarray, np.ndarray]:
-    """Clusters (P, N) with DEGENERATE for degenerate responses, and whether all of a prompt's responses have a label, (P,)."""
+    """Clusters (P, N), and whether all of a prompt's responses have a label, (P,)."""
     clusters = [DEGENERATE if row["cluster"] is None else row["cluster"] for row in rows]
-    labelled = [row["degenerate"] or row["cluster"] is not None for row in rows]
+    labelled = np.array([row["degenerate"] or row["cluster"] is not None for row in rows], dtype=bool)
     shape = (-1, num_responses)
-    return np.array(clusters, dtype=np.int64).reshape(shape), np.array(labelled).reshape(shape).all(axis=1)
+    complete: np.ndarray = np.asarray(labelled.reshape(shape).all(axis=1))
+    return np.array(clusters, dtype=np.int64).reshape(shape), complete
 
 
 def advantages(config: RunConfig, rewards_PN: np.ndarray, clusters_PN: np.ndarray, step: int) -> np.ndarray:

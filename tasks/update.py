@@ -70,9 +70,7 @@ def _batch_statistics(run: Run, step: int) -> dict[str, Any]:
         "reward_mean": float(rewards_PN.mean()),
         "coverage": float(metrics.coverage(rewards_PN)),
         "distinct_successful": float(metrics.distinct_successful_strategies(rewards_PN, clusters_PN).mean()),
-        "distinct_unsuccessful": float(
-            metrics.distinct_unsuccessful_strategies(rewards_PN, clusters_PN).mean()
-        ),
+        "distinct_unsuccessful": float(metrics.distinct_unsuccessful_strategies(rewards_PN, clusters_PN).mean()),
         "degenerate_rate": float(np.mean([row["degenerate"] for row in rows])),
         "truncated_rate": float(np.mean([reason == "length" for reason in reasons])),
         "prompts": len(rewards_PN),

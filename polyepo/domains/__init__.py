@@ -1,8 +1,27 @@
 """Domains: where problems come from, how responses are verified, and what their strategies are."""
 
+from typing import Annotated
+
+from pydantic import Field
+
 from polyepo.domains.base import Demonstrated, Domain, Problem, Split, Strategy, Verdict
+from polyepo.domains.countdown import Countdown
+from polyepo.domains.maths import Maths
+from polyepo.domains.multiplication import Multiplication
 from polyepo.domains.polynomial import Polynomial
 
-AnyDomain = Polynomial
+AnyDomain = Annotated[Polynomial | Multiplication | Countdown | Maths, Field(discriminator="name")]
 
-__all__ = ["AnyDomain", "Demonstrated", "Domain", "Polynomial", "Problem", "Split", "Strategy", "Verdict"]
+__all__ = [
+    "AnyDomain",
+    "Countdown",
+    "Demonstrated",
+    "Domain",
+    "Maths",
+    "Multiplication",
+    "Polynomial",
+    "Problem",
+    "Split",
+    "Strategy",
+    "Verdict",
+]

@@ -1,4 +1,4 @@
-"""Polynomial solving: any point (x, y) on y = x^2 + bx + c, with the work shown. The strategy is the x (arXiv 2604.17654)."""
+"""Polynomial solving: any point on y = x^2 + bx + c, work shown. The strategy is the x (arXiv 2604.17654)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from polyepo.domains.text import integers, split_problems, unit_interval, words_
 class Polynomial(Domain):
     """Prompt `b x c >`, response `x x^2 bx x^2+bx y`: five integers, of which every one is checked.
 
-    With `accepted_fraction` below 1, each x is accepted for a prompt with that probability by a fixed hash that the model
-    cannot see: what works has to be found by exploring, and one favourite x cannot work everywhere.
+    With `accepted_fraction` below 1, each x is accepted for a prompt with that probability by a fixed hash
+    that the model cannot see: what works has to be found by exploring, and one favourite x cannot work everywhere.
     """
 
     name: Literal["polynomial"] = "polynomial"
@@ -78,7 +78,8 @@ class Polynomial(Domain):
     def demonstration(self, problem: Problem, rng: np.random.Generator) -> str:
         """Five fields for a favourite x; sometimes one is off by up to three."""
         candidates = np.arange(-self.max_abs_x, self.max_abs_x + 1)
-        weights = np.exp(-np.abs(candidates - self.favourite_x) / self.spread)
+        distances = np.abs(candidates - self.favourite_x)
+        weights = np.exp(-(distances - distances.min()) / self.spread)
         x = int(rng.choice(candidates, p=weights / weights.sum()))
         fields = self._work(problem, x)
         if rng.random() < self.error_rate + self.error_rate_per_x * abs(x):

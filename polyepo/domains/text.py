@@ -33,13 +33,17 @@ def unit_interval(*parts: object) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def split_problems(
-    problems: Sequence[Problem], split: Split, heldout_fraction: float, seed: int
-) -> list[Problem]:
+def split_problems(problems: Sequence[Problem], split: Split, heldout_fraction: float, seed: int) -> list[Problem]:
     """One split of the problems, in their order: which one a problem is in depends on its id and the seed alone.
 
-    Exactly round(fraction * number) problems, at least one, are held out: those whose hashes are smallest.
+    round(fraction * number) problems are held out, those whose hashes are smallest; neither split is left empty.
+
+    Raises:
+        ValueError: there are fewer than two problems, so that no split is possible.
     """
+    if len(problems) < 2:
+        raise ValueError(f"domain: {len(problems)} problem(s) cannot be split into train and heldout; at least 2 can")
+    num_heldout = min(max(1, round(heldout_fraction * len(problems))), len(problems) - 1)
     by_hash = sorted(problems, key=lambda problem: unit_interval("split", seed, problem.problem_id))
-    held_out = {p.problem_id for p in by_hash[: max(1, round(heldout_fraction * len(problems)))]}
+    held_out = {p.problem_id for p in by_hash[:num_heldout]}
     return [problem for problem in problems if (problem.problem_id in held_out) == (split == "heldout")]

@@ -17,8 +17,7 @@ class ProgramJudge(Judge):
     def label(self, domain: Domain, groups: Sequence[Group]) -> list[list[Label]]:
         """Exactly one label per response, in the responses' order, for each group."""
         return [
-            cluster_by_strategy([domain.strategy(group.problem, text) for text in group.responses])
-            for group in groups
+            cluster_by_strategy([domain.strategy(group.problem, text) for text in group.responses]) for group in groups
         ]
 
 
@@ -34,10 +33,7 @@ class AnswerJudge(Judge):
             verdicts = domain.verify_batch([group.problem] * len(group.responses), group.responses)
             labels.append(
                 cluster_by_strategy(
-                    [
-                        None if v.parsed_answer is None else Strategy("answer", v.parsed_answer)
-                        for v in verdicts
-                    ]
+                    [None if v.parsed_answer is None else Strategy("answer", v.parsed_answer) for v in verdicts]
                 )
             )
         return labels

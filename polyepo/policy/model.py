@@ -152,9 +152,7 @@ def _check_model_directory(source: str | Path) -> None:
             raise ConfigError(f"policy.model {str(source)!r}: no such directory")
         return
     if not (path / "config.json").is_file():
-        raise ConfigError(
-            f"policy.model {str(source)!r} has no config.json: it is no Hugging Face model directory"
-        )
+        raise ConfigError(f"policy.model {str(source)!r} has no config.json: it is no Hugging Face model directory")
     if not any(path.glob("*.safetensors")):
         raise ConfigError(f"policy.model {str(source)!r} has no weights: a *.safetensors file is needed")
 
@@ -165,9 +163,7 @@ def _eos_token_ids(model: Any, tokenizer: Any, source: str) -> frozenset[int]:
     ids = set(configured if isinstance(configured, list) else [configured])
     ids = (ids | {tokenizer.eos_token_id}) - {None}
     if not ids:
-        raise ConfigError(
-            f"policy.model {source!r} names no end-of-sequence token: set eos_token_id in its tokenizer"
-        )
+        raise ConfigError(f"policy.model {source!r} names no end-of-sequence token: set eos_token_id in its tokenizer")
     return frozenset(ids)
 
 

@@ -74,9 +74,7 @@ class OldPolicy:
     importance_max: float
 
 
-def update(
-    policy: Policy, batch: Batch, config: UpdateConfig, sampling: SamplingConfig, seed: int
-) -> UpdateMetrics:
+def update(policy: Policy, batch: Batch, config: UpdateConfig, sampling: SamplingConfig, seed: int) -> UpdateMetrics:
     """Update the policy in place and advance its version.
 
     A pure function of the policy, the batch and the seed: bit-identical when repeated on the CPU. Prompts whose
@@ -140,9 +138,7 @@ def _old_policy(policy: Policy, batch: Batch, config: UpdateConfig, sampling: Sa
             mismatch_max = max(mismatch_max, float(difference.abs().max()))
             importance_max = max(importance_max, float(weight.max()))
     num_tokens = sum(map(len, batch.responses))
-    return OldPolicy(
-        logprobs, importance, entropy / num_tokens, mismatch / num_tokens, mismatch_max, importance_max
-    )
+    return OldPolicy(logprobs, importance, entropy / num_tokens, mismatch / num_tokens, mismatch_max, importance_max)
 
 
 def _minibatches(batch: Batch, config: UpdateConfig, seed: int) -> list[np.ndarray]:
@@ -177,9 +173,7 @@ def _accumulate_gradients(
     for local in batch.select(active).micro_batches(config.micro_batch_tokens):
         micro_rows = active[local]
         part = batch.select(micro_rows)
-        logprobs_BR, _, mask_BR = response_logprobs(
-            policy.model, part.prompts, part.responses, sampling.temperature
-        )
+        logprobs_BR, _, mask_BR = response_logprobs(policy.model, part.prompts, part.responses, sampling.temperature)
         pad = torch.nn.utils.rnn.pad_sequence
         old_BR = pad([old.logprobs[r] for r in micro_rows], batch_first=True)
         advantages_B = torch.as_tensor(part.advantages, dtype=logprobs_BR.dtype, device=policy.device)
@@ -198,10 +192,8 @@ def _accumulate_gradients(
         )
         loss = (losses_BR.double() * weights_BR).sum()
         if not torch.isfinite(loss):
-            raise NonFiniteError(
-                f"step {policy.version + 1}: loss is {float(loss)}; the weights were not updated"
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
+            raise NonFiniteError(f"step {policy.version + 1}: loss is {float(loss)}; the weights were not updated")
+        loss.backward()
         total += float(loss.detach())
         clipped += float((clipped_BR & mask_BR).sum())
         trained += int(mask_BR.sum())

@@ -31,9 +31,7 @@ class TransformersSampler:
         return samples
 
     @torch.no_grad()
-    def _sample_batch(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]
-    ) -> list[list[Sample]]:
+    def _sample_batch(self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> list[list[Sample]]:
         num_responses = len(seeds[0])
         model, eos = self._policy.model, self._policy.eos_token_ids
         ids_PL, mask_PL = left_padded(prompts, self._policy.device)
@@ -95,9 +93,7 @@ class _Uniforms:
         return self._blocks[rows, column]
 
 
-def _draw(
-    logits_BV: torch.Tensor, uniform_B: np.ndarray, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _draw(logits_BV: torch.Tensor, uniform_B: np.ndarray, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Invert the cumulative distribution of softmax(logits / temperature) at the given uniform numbers."""
     logprobs_BV = torch.log_softmax(logits_BV.float() / temperature, dim=-1)
     if not torch.isfinite(logprobs_BV.amax(-1)).all():

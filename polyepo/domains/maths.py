@@ -1,0 +1,229 @@
+"""Mathematics from a file: problems with answers in JSONL or Parquet, compared by math-verify."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from polyepo.domains.base import Domain, Problem, Prompt, Split, Strategy, Verdict
+from polyepo.domains.equivalence import EquivalencePool
+from polyepo.domains.text import split_problems
+
+_PROBLEM_COLUMNS = ("problem", "question", "prompt")
+_ANSWER_COLUMNS = ("answer", "final_answer", "expected_answer", "solution", "reward_model")
+_ID_COLUMNS = ("unique_id", "problem_id", "id")
+_MAX_ANSWER_CHARACTERS = 200
+_ANSWER_LINE = re.compile(r"(?:^|\n)[ \t]*\**(?:final )?answer\**\s*:\**[ \t]*([^\n]+)", re.IGNORECASE)
+_DOLLARS = re.compile(r"(?<!\\)\$+([^$]+?)(?<!\\)\$+")
+_NUMBER = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?")
+_GSM8K_ANSWER = re.compile(r"####[ \t]*([^\n]+)")
+
+
+class Maths(Domain):
+    r"""Problems from a JSONL or Parquet file; GSM8K, MATH-500 and verl's layout load without edits.
+
+    The answer is read from \boxed{...}, else from an "Answer: ..." or "#### ..." line; responses that give two
+    different answers are wrong. There is no exact strategy for free-form mathematics: the program judge clusters by
+    final answer, so use a language-model judge to explore.
+    """
+
+    name: Literal["maths"] = "maths"
+    path: str
+    heldout_path: str | None = None
+    """File of held-out problems; a share of `path` if not given."""
+    problem_column: str | None = None
+    answer_column: str | None = None
+    id_column: str | None = None
+    template: str = "{problem}\nReason step by step and put the final answer in \\boxed{}.\n"
+    """Text around each problem: {problem} is replaced, other braces stay."""
+    heldout_fraction: float = Field(0.1, gt=0, lt=1)
+    split_seed: int = 0
+    num_workers: int = Field(2, ge=1)
+    """Processes that compare answers."""
+    timeout_s: float = Field(5.0, gt=0)
+    """Seconds after which a comparison is stopped and counts as unequal."""
+
+    @model_validator(mode="after")
+    def _template_holds_problem(self) -> Maths:
+        if self.template.count("{problem}") != 1:
+            raise ValueError(f"template must contain {{problem}} exactly once, but is {self.template!r}")
+        return self
+
+    def problems(self, split: Split) -> list[Problem]:
+        """The problems of a split. Raises ValueError naming file and row if one cannot be used."""
+        problems = self._read(self.path)
+        if self.heldout_path is None:
+            return split_problems(problems, split, self.heldout_fraction, self.split_seed)
+        heldout = self._read(self.heldout_path)
+        if common := {p.problem_id for p in problems} & {p.problem_id for p in heldout}:
+            raise ValueError(
+                f"domain.heldout_path {self.heldout_path!r} shares {len(common)} problem_ids with domain.path "
+                f"{self.path!r}, such as {min(common)!r}; the two files must hold different problems"
+            )
+        return heldout if split == "heldout" else problems
+
+    def verify(self, problem: Problem, response: str) -> Verdict:
+        """1 if the response's final answer equals the problem's."""
+        return self.verify_batch([problem], [response])[0]
+
+    def verify_batch(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
+        """Grade responses in parallel; one that cannot be compared in time is wrong."""
+        answers = [final_answer(response) for response in responses]
+        pairs = [
+            (str(problem.answer), answer) if answer is not None else None
+            for problem, answer in zip(problems, answers, strict=True)
+        ]
+        equal = _pool(self.num_workers, self.timeout_s).equal(pairs)
+        return [Verdict(float(ok), answer) for ok, answer in zip(equal, answers, strict=True)]
+
+    def strategy(self, problem: Problem, response: str) -> Strategy | None:
+        """The final answer, without spaces; None if there is none."""
+        answer = final_answer(response)
+        return None if answer is None else Strategy("final answer", "".join(answer.split()))
+
+    def _read(self, path: str) -> list[Problem]:
+        rows = _rows(path)
+        if not rows:
+            raise ValueError(f"domain.path {path!r} holds no problems")
+        id_column = self.id_column or _unique_column(rows)
+        problems = [self._problem(path, number, row, id_column) for number, row in enumerate(rows, start=1)]
+        first: dict[str, int] = {}
+        for number, problem in enumerate(problems, start=1):
+            if first.setdefault(problem.problem_id, number) != number:
+                raise ValueError(
+                    f"domain.path {path!r}, row {number}: problem_id {problem.problem_id!r} is that of row "
+                    f"{first[problem.problem_id]} already; remove one, or set domain.id_column to a unique column"
+                )
+        return problems
+
+    def _problem(self, path: str, number: int, row: dict[str, Any], id_column: str | None) -> Problem:
+        where = f"domain.path {path!r}, row {number}"
+        text = row[_column(row, self.problem_column, _PROBLEM_COLUMNS, "problem_column", where)]
+        answer = row[_column(row, self.answer_column, _ANSWER_COLUMNS, "answer_column", where)]
+        if isinstance(answer, dict):  # verl's reward_model: {"ground_truth": ..., "style": "rule"}
+            answer = answer.get("ground_truth")
+        answer = "" if answer is None else _reference_answer(str(answer))
+        if not answer:
+            raise ValueError(f"{where}: the answer is empty; remove the row or give it one")
+        content = json.dumps([text, answer], sort_keys=True)
+        stable_id = _identifier(row, id_column) if id_column else hashlib.sha256(content.encode()).hexdigest()[:16]
+        if not stable_id:
+            raise ValueError(f"{where}: the id is empty, column {id_column!r} must hold text or a number")
+        prompt: Prompt
+        if isinstance(text, str) and text.strip():
+            prompt = self.template.replace("{problem}", text)
+        elif (
+            isinstance(text, list)
+            and text
+            and all(isinstance(m, dict) and "role" in m and "content" in m for m in text)
+        ):
+            prompt = [{"role": str(m["role"]), "content": str(m["content"])} for m in text]
+        else:
+            raise ValueError(f"{where}: the problem must be text or chat messages with role and content, not {text!r}")
+        return Problem(problem_id=stable_id, domain=self.name, prompt=prompt, answer=answer)
+
+
+def final_answer(response: str) -> str | None:
+    r"""The answer that a response ends with, or None: none is there, it is overlong, or boxed answers contradict."""
+    candidates = [box for box in map(str.strip, _boxed(response)) if box and not box.startswith("\\phantom")]
+    if not candidates:
+        candidates = _ANSWER_LINE.findall(response) or _GSM8K_ANSWER.findall(response)
+    different = {"".join(answer.split()): answer for text in candidates for answer in _answers(text)}
+    answer = different.popitem()[1] if len(different) == 1 else ""
+    return answer if 0 < len(answer) <= _MAX_ANSWER_CHARACTERS else None
+
+
+def _answers(text: str) -> list[str]:
+    """The answers that a box or an answer line names: more than one if it says `$5$ or $3$`, or `5 = 3`."""
+    if len(text) > 4 * _MAX_ANSWER_CHARACTERS:
+        return [text]
+    found = [part.strip(" .") for part in _DOLLARS.findall(text)] or [text.strip("*$ .")]
+    if len(found) > 1:
+        return found
+    sides = [side.strip() for side in found[0].split("=")]
+    numbers = [side for side in sides if _NUMBER.fullmatch(side)]
+    return numbers if len(set(map(float, numbers))) > 1 else found
+
+
+def _boxed(text: str) -> Iterable[str]:
+    r"""Contents of every \boxed{...}, braces balanced."""
+    for found in re.finditer(r"\\boxed\s*\{", text):
+        depth = 1
+        for end in range(found.end(), min(len(text), found.end() + 4 * _MAX_ANSWER_CHARACTERS)):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            if depth == 0:
+                yield text[found.end() : end]
+                break
+
+
+def _reference_answer(text: str) -> str:
+    """A data set's own answer: what follows #### (GSM8K), what is boxed in a solution, or the text itself."""
+    if found := _GSM8K_ANSWER.findall(text):
+        return found[-1].strip().replace(",", "")
+    boxed = list(_boxed(text))
+    return boxed[-1].strip() if boxed else text.strip()
+
+
+def _unique_column(rows: Sequence[dict[str, Any]]) -> str | None:
+    """The data set's own id column, if it has one whose values are all there and all different."""
+    for column in _ID_COLUMNS:
+        ids = {_identifier(row, column) for row in rows}
+        if len(ids) == len(rows) and "" not in ids:
+            return column
+    return None
+
+
+def _identifier(row: dict[str, Any], column: str) -> str:
+    value = row.get(column)
+    return str(value).strip() if isinstance(value, str | int) else ""
+
+
+def _column(row: dict[str, Any], given: str | None, known: Sequence[str], field: str, where: str) -> str:
+    found = given if given is not None and given in row else None
+    if given is None:
+        found = next((column for column in known if column in row), None)
+    if found is None:
+        wanted = repr(given) if given else " or ".join(known)
+        raise ValueError(f"{where}: no column {wanted} among {sorted(row)}; set domain.{field}")
+    return found
+
+
+def _rows(path: str) -> list[dict[str, Any]]:
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"domain.path {path!r}: no such file")
+    if file.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.read_table(file).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"domain.path {path!r}: no valid Parquet: {error}") from None
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"domain.path {path!r} cannot be read: {error}") from None
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would also split at U+2028 in a text
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"domain.path {path!r}, line {number}: no valid JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"domain.path {path!r}, line {number}: must be a JSON object")
+            rows.append(row)
+    return rows
+
+
+@lru_cache(maxsize=2)
+def _pool(num_workers: int, timeout_s: float) -> EquivalencePool:
+    return EquivalencePool(num_workers, timeout_s)

@@ -1,0 +1,140 @@
+"""The flow against a real Prefect server: run, killed twenty times, cancelled, resumed; the result is the same run."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from flows.summary import markdown, summarize
+from tasks.run import open_run
+from tests.conftest import small_config
+from tests.tasks.test_stages import final_weights, tables
+
+pytestmark = pytest.mark.slow
+
+STEPS = 30
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A Prefect server of our own, on a free port, with a database of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    for _ in range(600):
+        try:
+            if httpx.get(f"{environment['PREFECT_API_URL']}/health", timeout=1).json() is True:
+                break
+        except httpx.HTTPError:
+            time.sleep(0.2)
+    yield environment
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "small.yaml"
+    path.write_text(yaml.safe_dump(small_config(steps=STEPS, checkpoint_every=7, sampling={"shards": 2})))
+    return path
+
+
+def start_flow(environment, config, root):
+    code = f"from flows.train import train; train({str(config)!r}, run='run', root={str(root)!r})"
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process):
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server, config, tmp_path_factory):
+    root = tmp_path_factory.mktemp("undisturbed")
+    finish(start_flow(server, config, root))
+    return open_run(str(root), "run")
+
+
+def num_manifests(root):
+    return sum(1 for _ in Path(root).rglob("manifest.json"))
+
+
+def test_a_run_killed_twenty_times_is_the_same_run(server, config, undisturbed, tmp_path):
+    generator = random.Random(0)
+    kills = 0
+    while kills < 20:
+        process = start_flow(server, config, tmp_path)
+        before, deadline = num_manifests(tmp_path), time.monotonic() + 60
+        # Somewhere in a random one of the next few stages, or before any work at all.
+        wanted = before + generator.choice([0, 1, 1, 2, 3, 4, 5, 6])
+        while num_manifests(tmp_path) < wanted and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(generator.random() * 0.05)
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        process.kill()
+        process.wait()
+        kills += 1
+    committed = {path: path.read_bytes() for path in tmp_path.rglob("manifest.json")}
+    finish(start_flow(server, config, tmp_path))
+    for path, content in committed.items():
+        assert path.read_bytes() == content, "what is committed is never done again"
+    run = open_run(str(tmp_path), "run")
+    assert final_weights(run) == final_weights(undisturbed)
+    mine, theirs = tables(run, STEPS), tables(undisturbed, STEPS)
+    assert mine.keys() == theirs.keys()
+    for path, table in mine.items():
+        assert table.equals(theirs[path]), path
+
+
+def test_the_prefect_ui_has_table_progress_and_link(server, undisturbed):
+    found = httpx.post(f"{server['PREFECT_API_URL']}/artifacts/filter", json={}).json()
+    by_key = {artifact["key"]: artifact for artifact in found}
+    assert by_key["run-progress"]["type"] == "progress"
+    assert by_key["run-progress"]["data"] == 100
+    assert by_key["run-steps"]["type"] == "table"
+    assert "run-artifacts" in by_key
+    assert "pass@1" in by_key["run-summary"]["data"]
+
+
+def test_a_finished_run_is_left_as_it_is(server, config, undisturbed):
+    root = undisturbed.store.root
+    before = {p: p.stat().st_mtime_ns for p in Path(root).rglob("*") if p.is_file()}
+    finish(start_flow(server, config, root))
+    assert {p: p.stat().st_mtime_ns for p in Path(root).rglob("*") if p.is_file()} == before
+
+
+def test_summary_has_the_base_model_and_the_run(undisturbed):
+    summary = summarize(undisturbed.store.root, "run")
+    assert [row.policy for row in summary.rows] == ["base model", "run"]
+    assert all(0 <= value <= 1 for row in summary.rows for value in row.pass_at.values())
+    assert markdown(summary).count("\n") == 5
+
+
+def test_another_configuration_is_refused_before_any_work(server, config, undisturbed, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text(config.read_text().replace("lr: 0.001", "lr: 0.002"))
+    process = start_flow(server, other, undisturbed.store.root)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode != 0
+    assert "update.lr: 0.001 -> 0.002" in output

@@ -1,0 +1,253 @@
+"""Advantages against exact enumeration in rational numbers, written independently of the library."""
+
+import math
+import subprocess
+import sys
+from fractions import Fraction
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polyepo.advantages import DEGENERATE, grpo_advantages, grpo_div_advantages, marginal_set_advantages
+from polyepo.objectives import MeanReward, PassAtN, Polychromic
+
+
+def exact_score(objective, rewards, clusters):
+    mean = sum(rewards) / Fraction(len(rewards))
+    if isinstance(objective, MeanReward):
+        return mean
+    if isinstance(objective, PassAtN):
+        return max(rewards)
+    distinct = len(set(clusters) - {DEGENERATE})
+    if objective.require_two_clusters and distinct < 2:
+        return Fraction(0)
+    return mean * Fraction(distinct, len(rewards))
+
+
+def exact_advantages(rewards, clusters, set_size, objective):
+    sets = list(combinations(range(len(rewards)), set_size))
+    scores = [exact_score(objective, [rewards[i] for i in s], [clusters[i] for i in s]) for s in sets]
+    baseline = sum(scores) / Fraction(len(sets))
+    result = []
+    for i in range(len(rewards)):
+        mine = [score - baseline for s, score in zip(sets, scores, strict=True) if i in s]
+        result.append(sum(mine) / Fraction(len(mine)))
+    return result
+
+
+OBJECTIVES = [Polychromic(), Polychromic(require_two_clusters=False), PassAtN(), MeanReward()]
+
+
+@st.composite
+def prompts(draw, max_responses=7):
+    num_responses = draw(st.integers(1, max_responses))
+    reward = st.one_of(st.sampled_from([0, 1]), st.integers(-8, 8)).map(lambda v: Fraction(v, 4))
+    rewards = draw(st.lists(reward, min_size=num_responses, max_size=num_responses))
+    num_clusters = draw(st.integers(0, 4))
+    cluster = st.integers(DEGENERATE, num_clusters - 1)
+    clusters = draw(st.lists(cluster, min_size=num_responses, max_size=num_responses))
+    return rewards, clusters, draw(st.integers(1, num_responses))
+
+
+@settings(max_examples=400, deadline=None)
+@given(prompts(), st.sampled_from(OBJECTIVES))
+def test_equals_exact_enumeration(prompt, objective):
+    rewards, clusters, set_size = prompt
+    exact = exact_advantages(rewards, clusters, set_size, objective)
+    floats = [float(r) for r in rewards]
+    closed = marginal_set_advantages(floats, clusters, set_size, objective)
+    listed = marginal_set_advantages(floats, clusters, set_size, lambda r, c: objective(r, c))
+    np.testing.assert_allclose(closed, np.array(exact, dtype=float), atol=1e-12, rtol=0)
+    np.testing.assert_allclose(listed, np.array(exact, dtype=float), atol=1e-12, rtol=0)
+    assert [a == 0 for a in closed] == [e == 0 for e in exact], "exact zeros must be zeros, and nothing else"
+    assert abs(closed.sum()) < 1e-12
+
+
+@settings(max_examples=100, deadline=None)
+@given(prompts(), st.sampled_from(OBJECTIVES), st.randoms())
+def test_permutation_and_renaming(prompt, objective, random):
+    rewards, clusters, set_size = prompt
+    floats = np.array([float(r) for r in rewards])
+    order = list(range(len(floats)))
+    random.shuffle(order)
+    names = list(range(100, 110))
+    random.shuffle(names)
+    before = marginal_set_advantages(floats, clusters, set_size, objective)
+    permuted = marginal_set_advantages(floats[order], np.array(clusters)[order], set_size, objective)
+    renamed = [DEGENERATE if c == DEGENERATE else names[c] for c in clusters]
+    np.testing.assert_allclose(permuted, before[order], atol=1e-13)
+    np.testing.assert_allclose(marginal_set_advantages(floats, renamed, set_size, objective), before, atol=1e-13)
+
+
+A, B, C, D, E = range(5)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "clusters", "set_size", "switch", "expected"),
+    [
+        ([1] * 5 + [0] * 3, [A, A, A, A, B, C, D, E], 2, False, [0.0536] * 4 + [0.2679] + [-0.1607] * 3),
+        ([1] * 5 + [0] * 3, [A, A, A, A, B, C, D, E], 4, False, [-0.0036] * 4 + [0.0839] + [-0.0232] * 3),
+        ([1] + [0] * 7, [A, B, B, B, B, C, D, E], 4, False, [0.1018] + [-0.0214] * 4 + [-0.0054] * 3),
+        ([1] * 5 + [0] * 3, [A] * 5 + [B, C, D], 6, False, [-0.0020] * 5 + [0.0033] * 3),
+        ([1] * 8, [A] * 7 + [B], 4, False, [-0.017857] * 7 + [0.125]),
+        ([1] * 8, [A] * 7 + [B], 4, True, [-0.035714] * 7 + [0.25]),
+        ([1, 1] + [0] * 6, [0, 1, -1, -1, -1, -1, 2, 2], 4, False, [0.069643] * 2 + [-0.030357] * 4 + [-0.008929] * 2),
+        ([1, 1] + [0] * 6, [0, 1, -1, -1, -1, -1, 2, 2], 4, True, [0.069643] * 2 + [-0.033929] * 4 + [-0.001786] * 2),
+    ],
+)
+def test_published_numbers(rewards, clusters, set_size, switch, expected):
+    got = marginal_set_advantages(rewards, clusters, set_size, Polychromic(switch))
+    np.testing.assert_allclose(got, expected, atol=5.1e-5)
+
+
+def test_known_zeros_are_exact():
+    row = [1] * 5 + [0] * 3
+    assert (marginal_set_advantages(row, [A] * 5 + [B, C, D], 4, Polychromic(False)) == 0).all()
+    assert (marginal_set_advantages([0.0] * 8, range(8), 4) == 0).all()
+    assert (marginal_set_advantages([1.0] * 8, [A] * 8, 4) == 0).all()
+    assert (marginal_set_advantages(row, range(8), 1) == 0).all()
+    assert (marginal_set_advantages(row, range(8), 8) == 0).all()
+
+
+def test_sets_of_one_and_mean_reward_are_grpo():
+    rewards = np.random.default_rng(0).random((5, 8))
+    np.testing.assert_allclose(
+        marginal_set_advantages(rewards, np.zeros((5, 8), int), 1, MeanReward()), grpo_advantages(rewards), atol=1e-15
+    )
+
+
+def test_baselines():
+    np.testing.assert_allclose(grpo_advantages([1, 0, 0, 0]), [0.75, -0.25, -0.25, -0.25])
+    z = np.array([1 + 0.5 * (4 / 1 - 1) / 3, 0.5 * (4 / 2 - 1) / 3, 0.5 * (4 / 2 - 1) / 3, 0.0])
+    np.testing.assert_allclose(grpo_div_advantages([1, 0, 0, 0], [A, B, B, DEGENERATE], 0.5), z - z.mean())
+    np.testing.assert_array_equal(grpo_div_advantages([1.0], [0], 1.0), [0.0])
+
+
+def test_all_sets_by_number_equals_closed_form():
+    rng = np.random.default_rng(1)
+    rewards, clusters = rng.integers(0, 2, (6, 8)), rng.integers(-1, 4, (6, 8))
+    all_of_them = marginal_set_advantages(rewards, clusters, 4, num_sets=70, seed=3)
+    np.testing.assert_allclose(all_of_them, marginal_set_advantages(rewards, clusters, 4), atol=1e-13)
+
+
+@pytest.mark.parametrize(("num_responses", "set_size", "num_sets"), [(6, 3, 5), (20, 10, 300), (64, 8, 50)])
+def test_drawn_sets_are_distinct_and_uniform(num_responses, set_size, num_sets):
+    from polyepo.advantages import _drawn_sets
+
+    rng = np.random.default_rng(0)
+    rounds = 400
+    members = np.zeros(num_responses)
+    for _ in range(rounds):
+        sets = _drawn_sets(num_responses, set_size, num_sets, rng)
+        assert len({tuple(sorted(s)) for s in sets.tolist()}) == num_sets == len(sets)
+        assert all(len(set(s)) == set_size for s in sets.tolist())
+        members += np.bincount(sets.ravel(), minlength=num_responses)
+    share = members / (rounds * num_sets)
+    tolerance = 5 * math.sqrt(0.25 / (rounds * num_sets))
+    assert np.abs(share - set_size / num_responses).max() < tolerance
+
+
+def test_drawn_sets_are_uniform_over_sets():
+    from polyepo.advantages import _drawn_sets
+
+    rng = np.random.default_rng(0)
+    seen = {}
+    for _ in range(4000):
+        for chosen in _drawn_sets(5, 2, 3, rng).tolist():
+            seen[tuple(chosen)] = seen.get(tuple(chosen), 0) + 1
+    assert len(seen) == 10
+    assert max(abs(count - 1200) for count in seen.values()) < 5 * math.sqrt(1200)
+
+
+def test_response_in_no_drawn_set_has_no_advantage():
+    got = marginal_set_advantages(np.arange(20.0), range(20), 2, num_sets=1, seed=0)
+    assert (got == 0).all()
+
+
+def test_drawn_sets_average_to_all_sets():
+    rng = np.random.default_rng(2)
+    rewards, clusters = rng.integers(0, 2, 10), rng.integers(-1, 4, 10)
+    draws = [marginal_set_advantages(rewards, clusters, 4, num_sets=120, seed=s) for s in range(400)]
+    np.testing.assert_allclose(np.mean(draws, 0), marginal_set_advantages(rewards, clusters, 4), atol=2e-3)
+
+
+def test_sum_is_mean_times_sets_with_each_response():
+    rewards, clusters = [1, 0, 1, 0, 0, 0, 1, 1], [0, 1, 2, 1, 0, -1, 2, 3]
+    mean = marginal_set_advantages(rewards, clusters, 4)
+    np.testing.assert_allclose(marginal_set_advantages(rewards, clusters, 4, aggregate="sum"), 35 * mean)
+
+
+def test_large_groups_match_exact_classes():
+    """N = 1024, n = 256 against exact integer binomials: responses of one (reward, cluster) class are alike."""
+    num_responses, set_size = 1024, 256
+    classes = {(1, 0): 500, (0, 0): 24, (1, 1): 100, (0, 2): 300, (0, DEGENERATE): 60, (1, DEGENERATE): 40}
+    rewards = np.concatenate([[float(r)] * count for (r, _), count in classes.items()])
+    clusters = np.concatenate([[c] * count for (_, c), count in classes.items()])
+    sizes = {0: 524, 1: 100, 2: 300}
+
+    def hit(fixed, k, drawn_from, draws):  # chance that cluster k is in the set, given the clusters of fixed members
+        if k in fixed:
+            return Fraction(1)
+        return 1 - Fraction(math.comb(drawn_from - sizes[k], draws), math.comb(drawn_from, draws))
+
+    def expected(reward, cluster):
+        own = sum(hit({cluster}, k, num_responses - 1, set_size - 1) for k in sizes)
+        total = reward * own
+        for (other_reward, other_cluster), count in classes.items():
+            others = count - ((other_reward, other_cluster) == (reward, cluster))
+            both = sum(hit({cluster, other_cluster}, k, num_responses - 2, set_size - 2) for k in sizes)
+            total += other_reward * others * Fraction(set_size - 1, num_responses - 1) * both
+        return total / set_size**2
+
+    exact = {key: expected(*key) for key in classes}
+    mean = sum(exact[key] * count for key, count in classes.items()) / num_responses
+    got = marginal_set_advantages(rewards, clusters, set_size, Polychromic(False))
+    want = np.concatenate([[float(exact[key] - mean)] * count for key, count in classes.items()])
+    np.testing.assert_allclose(got, want, atol=1e-12, rtol=0)
+    assert np.isfinite(marginal_set_advantages(rewards, clusters, set_size)).all()
+
+
+def test_any_leading_shape():
+    rng = np.random.default_rng(0)
+    rewards, clusters = rng.random((2, 3, 6)), rng.integers(-1, 3, (2, 3, 6))
+    got = marginal_set_advantages(rewards, clusters, 3)
+    assert got.shape == (2, 3, 6)
+    np.testing.assert_array_equal(got[1, 2], marginal_set_advantages(rewards[1, 2], clusters[1, 2], 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"set_size": 9}, "set_size must lie between 1 and N = 8, but is 9"),
+        ({"set_size": 0}, "set_size"),
+        ({"num_sets": 71}, r"num_sets must lie between 1 and C\(8, 4\) = 70, but is 71"),
+        ({"num_sets": 0}, "num_sets"),
+        ({"rewards": [math.nan] + [0] * 7}, "rewards must be finite"),
+        ({"rewards": [math.inf] + [0] * 7}, "rewards must be finite"),
+        ({"clusters": [-2] + [0] * 7}, "clusters must be >= -1"),
+        ({"clusters": [0.5] * 8}, "clusters must be integers"),
+        ({"clusters": [0] * 7}, "shape"),
+        ({"aggregate": "max"}, "aggregate"),
+    ],
+)
+def test_refusals(change, message):
+    arguments = {"rewards": [0.0] * 8, "clusters": [0] * 8, "set_size": 4} | change
+    with pytest.raises(ValueError, match=message):
+        marginal_set_advantages(**arguments)
+
+
+def test_enumeration_of_too_many_sets_is_refused():
+    with pytest.raises(ValueError, match=r"num_sets=K"):
+        marginal_set_advantages(np.zeros(64), np.zeros(64, int), 8, lambda r, c: r.mean(-1))
+
+
+def test_needs_numpy_alone():
+    code = (
+        "import sys, polyepo.advantages, polyepo.metrics;"
+        "heavy = {'torch', 'transformers', 'prefect', 'pyarrow', 'openai', 'duckdb', 'pydantic'};"
+        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,74 @@
+"""Every mistake in a configuration is named, with its value, before anything starts."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from polyepo.config import ConfigError, differences, load_config, parse_config
+from tests.conftest import small_config
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_configs_are_valid(path):
+    runs = load_config(path).runs("x")
+    assert len({config.digest for config in runs.values()}) == len(runs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stepz": 3}, "stepz: unknown key"),
+        ({"update": {"learning_rate": 1}}, "update.learning_rate: unknown key"),
+        ({"steps": "many"}, r"steps: .*'many'"),
+        ({"steps": -1}, "steps: .*-1"),
+        ({"scoring": {"method": "poly_epo", "set_size": 5}}, r"set_size \(n\) 5 must not exceed .*\(N\) 4"),
+        ({"scoring": {"method": "poly_epo", "set_size": 2, "num_sets": 7}}, r"\(K\) 7 must not exceed C\(4, 2\) = 6"),
+        ({"scoring": {"method": "poly-epo"}}, "scoring"),
+        ({"policy": {"model": "x"}}, "exactly one of policy.model"),
+        ({"sampling": {"shards": 5}}, "shards 5 must not exceed prompts_per_step 4"),
+        ({"sampling": {"temperature": 0}}, "temperature"),
+        ({"sampling": {"top_p": 0.9}}, "sampling.top_p: unknown key"),
+        ({"update": {"prompts_per_minibatch": 9}}, "prompts_per_minibatch 9 must not exceed"),
+        ({"update": {"lr": float("nan")}}, "lr"),
+        ({"evaluation": {"num_samples": 4, "k": [5]}}, "k 5 must lie between 1 and num_samples 4"),
+        ({"domain": {"name": "polynomial", "heldout_fraction": 1.5}}, "heldout_fraction"),
+        ({"domain": {"name": "maths", "path": "x.jsonl"}}, "needs a domain with demonstrations"),
+        ({"judge": {"name": "oracle"}}, "judge"),
+        ({"arms": {"a/b": {}}}, "arms: name 'a/b'"),
+        ({"arms": {"a": {"scoring": {"method": "poly_epo", "set_size": 9}}}}, "set_size"),
+    ],
+)
+def test_mistakes_are_named(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_config(small_config(**changes))
+
+
+def test_files_that_are_no_config(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "missing.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match="must be a mapping"):
+        load_config(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="no valid YAML"):
+        load_config(tmp_path / "broken.yaml")
+    (tmp_path / "code.yaml").write_text("steps: !!python/object/apply:os.getpid []")
+    with pytest.raises(ConfigError, match="no valid YAML"):
+        load_config(tmp_path / "code.yaml")
+
+
+def test_round_trip_through_yaml(tmp_path):
+    config = parse_config(small_config())
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load_config(path) == config
+
+
+def test_differences_show_what_changed():
+    before = parse_config(small_config()).runs("r")["r"].model_dump(mode="json")
+    after = parse_config(small_config(update={"lr": 2e-3})).runs("r")["r"].model_dump(mode="json")
+    assert differences(before, after) == ["update.lr: 0.001 -> 0.002"]
+    assert differences(before, before) == []

@@ -1,0 +1,248 @@
+"""Stages on a real store, without Prefect: what is committed, resumed, refused and rebuilt."""
+
+import dataclasses
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from polyepo.config import ConfigError, parse_config
+from polyepo.domains import Polynomial, Verdict
+from polyepo.policy.model import weights_digest
+from polyepo.schemas import TIMING_COLUMNS
+from storage import StoreError, open_store
+from tasks import policy as policies
+from tasks.evaluate import evaluate
+from tasks.judge import judge
+from tasks.policy import ReplayError, check_prompts, checkpoint, policy_at, warm_start, warm_start_digest
+from tasks.run import RunExistsError, create_or_resume
+from tasks.sample import sample
+from tasks.score import score
+from tasks.update import checkpoint_due, update
+from tests.conftest import small_config
+
+_models: list[Path] = []
+
+
+def start(root, config=None, name="run"):
+    """A run that is ready to train; the warm start, the same for all tests here, is trained once and copied."""
+    config = config or parse_config(small_config()).runs(name)[name]
+    if _models:
+        shutil.copytree(_models[0], Path(root) / "models")
+    warm_start.fn(root, config, warm_start_digest(config))
+    _models.append(Path(root) / "models")
+    run = create_or_resume(root, name, config)
+    check_prompts(run)
+    return run
+
+
+def train(run, until=None):
+    for step in range(1, (until or run.config.steps) + 1):
+        for shard in range(run.config.sampling.shards):
+            sample.fn(run.store.root, run.name, step, shard)
+            judge.fn(run.store.root, run.name, step, shard)
+        score.fn(run.store.root, run.name, step)
+        update.fn(run.store.root, run.name, step)
+        if checkpoint_due(run, step):
+            checkpoint.fn(run.store.root, run.name, step)
+
+
+def forget():
+    """What a new process knows: nothing."""
+    policies._live.clear()
+
+
+def tables(run, until):
+    """Every committed table's content, without the columns that say how long something took."""
+    found = {}
+    shards = range(run.config.sampling.shards)
+    for step in range(1, until + 1):
+        keys = [run.key("rollouts", step, s) for s in shards] + [run.labels_key(step, s) for s in shards]
+        for key in [*keys, run.scores_key(step), run.key("updates", step)]:
+            table = run.store.read_table(key, verify=True)
+            found[key.path] = table.drop_columns([c for c in table.column_names if c in TIMING_COLUMNS])
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    run = start(str(tmp_path_factory.mktemp("undisturbed")))
+    train(run)
+    return run
+
+
+def final_weights(run):
+    return weights_digest(run.store.local_files(run.key("checkpoints", run.config.steps)))
+
+
+def test_every_stage_is_committed_with_its_lineage(undisturbed):
+    run = undisturbed
+    scores = run.store.manifest(run.scores_key(2))
+    assert {p.path for p in scores.parents} == {run.key("rollouts", 2, 0).path, run.labels_key(2, 0).path}
+    row = run.store.read_table(run.key("updates", 6)).to_pylist()[0]
+    assert row["policy_version"] == 6
+    assert row["num_responses"] == 16
+    assert row["logprob_mismatch_max"] < 1e-4
+    assert row["checkpoint"] == run.key("checkpoints", 6).path
+    signal = ("with_signal", "all_wrong", "one_cluster", "unlabelled", "other_zero")
+    assert sum(row[f"prompts_{reason}"] for reason in signal) == row["prompts"] == 4
+    assert row["prompts_with_signal"] > 0, "the other tests would show nothing"
+    assert run.store.steps(run.name, "checkpoints") == [4, 6]
+    advantages = run.store.read_table(run.scores_key(1))["advantage"].to_numpy().reshape(4, 4)
+    np.testing.assert_allclose(advantages.sum(1), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("stopped_after", [1, 3, 4, 5])
+def test_a_run_that_is_resumed_is_the_same_run(undisturbed, tmp_path, stopped_after):
+    run = start(str(tmp_path))
+    train(run, until=stopped_after)
+    forget()
+    sample.fn(run.store.root, run.name, stopped_after + 1, 0)  # stopped between two stages
+    forget()
+    train(run)
+    assert final_weights(run) == final_weights(undisturbed)
+    mine, theirs = tables(run, 6), tables(undisturbed, 6)
+    assert mine.keys() == theirs.keys()
+    for path, table in mine.items():
+        assert table.equals(theirs[path]), path
+
+
+def test_any_step_is_rebuilt_bit_for_bit(undisturbed):
+    run = undisturbed
+    live = {}
+    for step in (6, 5, 3, 4, 2):
+        forget()
+        live[step] = [p.detach().clone() for p in policy_at(run, step).model.parameters()]
+    forget()
+    saved = policies.load_checkpoint(
+        run.store.local_files(run.key("checkpoints", 4)), run.config.policy, run.config.update
+    )
+    assert all(torch.equal(a, b) for a, b in zip(live[4], saved.model.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(live[5], live[6], strict=True))
+
+
+def test_shards_change_no_seed(undisturbed, tmp_path):
+    config = parse_config(small_config(sampling={"shards": 3})).runs("run")["run"]
+    run = start(str(tmp_path), config)
+    train(run, until=1)
+    sharded = [row for s in range(3) for row in run.store.read_table(run.key("rollouts", 1, s)).to_pylist()]
+    whole = undisturbed.store.read_table(undisturbed.key("rollouts", 1, 0)).to_pylist()
+    same = ("problem_id", "sample", "seed", "response_token_ids")
+    assert [[row[k] for k in same] for row in sharded] == [[row[k] for k in same] for row in whole]
+    assert len({row["seed"] for row in whole}) == len(whole)
+
+
+def test_evaluation_is_of_held_out_problems(undisturbed):
+    run = undisturbed
+    evaluate.fn(run.store.root, run.name, 0)
+    rows = run.store.read_table(run.key("evals", 0, benchmark="heldout")).to_pylist()
+    held_out = {p.problem_id for p in run.split("heldout")}
+    assert {row["problem_id"] for row in rows} == held_out
+    assert not held_out & {p.problem_id for step in range(1, 7) for p in run.problems_of_step(step)}
+    assert len(rows) == 4 * len(held_out)
+
+
+def test_epochs_see_every_problem_once(undisturbed):
+    run = undisturbed
+    steps = len(run.split("train")) // 4
+    seen = [p.problem_id for step in range(1, steps + 1) for p in run.problems_of_step(step)]
+    assert len(seen) == len(set(seen)) == 4 * steps
+
+
+def test_another_configuration_is_refused(undisturbed):
+    other = parse_config(small_config(update={"lr": 0.5})).runs("run")["run"]
+    with pytest.raises(RunExistsError, match=r"update\.lr: 0\.001 -> 0\.5"):
+        create_or_resume(undisturbed.store.root, "run", other)
+
+
+def test_a_replay_that_differs_is_refused(undisturbed, monkeypatch):
+    forget()
+    monkeypatch.setattr(policies, "training_batch", lambda run, step: _scaled(real(run, step)))
+    with pytest.raises(ReplayError, match="step 5"):
+        policy_at(undisturbed, 5)
+    forget()
+
+
+real = policies.training_batch
+
+
+def _scaled(batch):
+    return dataclasses.replace(batch, advantages=batch.advantages * 1.0000001)
+
+
+def test_prompts_over_the_limit_are_named(tmp_path):
+    config = parse_config(small_config(sampling={"max_prompt_tokens": 3})).runs("run")["run"]
+    with pytest.raises(ConfigError, match=r"prompt of problem 'polynomial:.*' has 4 tokens.*max_prompt_tokens 3"):
+        start(str(tmp_path), config)
+
+
+def test_more_prompts_than_problems_are_refused(tmp_path):
+    config = parse_config(small_config(sampling={"prompts_per_step": 999})).runs("run")["run"]
+    with pytest.raises(ConfigError, match="prompts_per_step 999 must not exceed the 16 training problems"):
+        create_or_resume(str(tmp_path), "run", config)
+    assert open_store(str(tmp_path)).runs() == []
+
+
+@pytest.mark.parametrize(("ids", "message"), [(["a", "a"], "'a' occurs 2 times"), (["", "b"], "empty problem_id")])
+def test_bad_problem_ids_are_refused(tmp_path, monkeypatch, ids, message):
+    def problems(self, split):
+        found = original(self, split)
+        return [p.model_copy(update={"problem_id": i}) for p, i in zip(found, ids, strict=False)] + found[2:]
+
+    original = Polynomial.problems
+    monkeypatch.setattr(Polynomial, "problems", problems)
+    with pytest.raises(ConfigError, match=message):
+        create_or_resume(str(tmp_path), "run", parse_config(small_config()).runs("run")["run"])
+
+
+def test_a_reward_that_is_no_number_stops_the_step(tmp_path, monkeypatch):
+    run = start(str(tmp_path))
+    sample.fn(run.store.root, run.name, 1, 0)
+    judge.fn(run.store.root, run.name, 1, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Polynomial, "verify", lambda self, problem, response: Verdict(math.nan, None))
+        with pytest.raises(ValueError, match=r"reward of problem 'polynomial:.*', sample 0, step 1 is nan"):
+            score.fn(run.store.root, run.name, 1)
+    assert not run.store.exists(run.scores_key(1))
+    score.fn(run.store.root, run.name, 1)
+
+
+def test_an_update_that_cannot_be_committed_is_not_kept(tmp_path, monkeypatch):
+    run = start(str(tmp_path))
+    train(run, until=1)
+    sample.fn(run.store.root, run.name, 2, 0)
+    judge.fn(run.store.root, run.name, 2, 0)
+    score.fn(run.store.root, run.name, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(run.store), "commit_table", lambda *a, **k: (_ for _ in ()).throw(StoreError("full")))
+        with pytest.raises(StoreError):
+            update.fn(run.store.root, run.name, 2)
+    assert policies._live == {}
+    update.fn(run.store.root, run.name, 2)
+    assert policy_at(run, 2).version == 2
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_a_model_directory_that_lacks_something(undisturbed, tmp_path, missing):
+    model = tmp_path / "model"
+    shutil.copytree(undisturbed.store.local_files(undisturbed.key("checkpoints", 4)), model)
+    (model / missing).unlink()
+    (model / "optimizer.safetensors").unlink()
+    raw = small_config(policy={})
+    raw["policy"] = {"model": str(model), "device": "cpu"}
+    config = parse_config(raw).runs("m")["m"]
+    run = create_or_resume(str(tmp_path / "root"), "m", config)
+    with pytest.raises(ConfigError, match=r"policy\.model .* has no (config\.json|weights)"):
+        check_prompts(run)
+
+
+def test_any_model_directory_can_be_trained(undisturbed, tmp_path):
+    raw = small_config(scoring={"method": "grpo"})
+    model = undisturbed.store.local_files(undisturbed.key("checkpoints", 4))
+    raw["policy"] = {"model": str(model), "device": "cpu", "num_threads": 1}
+    run = create_or_resume(str(tmp_path), "m", parse_config(raw).runs("m")["m"])
+    train(run, until=2)
+    assert policy_at(run, 2).version == 2
