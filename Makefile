@@ -1,18 +1,23 @@
 # Two commands: `make train` and `make test`. Everything they need is set up in .venv on first use.
 PYTHON ?= python3
 CONFIG ?= configs/quickstart.yaml
-RUN    ?= $(basename $(notdir $(CONFIG)))
-ROOT   ?= artifacts
-BIN    := .venv/bin
+RUN    ?=
+ROOT   ?=
+# Where pip finds a CPU build of torch, if the usual index has only a CUDA build for your platform:
+# the address of PyTorch's own CPU index (see README.md).
+TORCH_INDEX ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help train test test-fast lint stop clean
 
 help: ## Show this
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /	/' | expand -t 12
 
-train: .venv/installed ## Train CONFIG (default: the quickstart) through a local Prefect server, and print what came out
-	@$(BIN)/polyepo train $(CONFIG) --run $(RUN) --root $(ROOT)
+train: .venv/installed ## Train CONFIG (default: the quickstart) through a local Prefect server; RUN=name, ROOT=store
+	@$(BIN)/polyepo train "$(CONFIG)" $(if $(RUN),--run "$(RUN)") $(if $(ROOT),--root "$(ROOT)")
 
 test: .venv/installed ## Run all tests
 	@$(BIN)/pytest
@@ -26,17 +31,19 @@ lint: .venv/installed ## ruff, mypy, import-linter
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-stop: .venv/installed ## Stop the local Prefect server and worker
-	@$(BIN)/polyepo stop
+stop: ## Stop the local Prefect server and worker
+	@if test -x $(BIN)/polyepo; then $(BIN)/polyepo stop; else echo "nothing is installed, so nothing runs"; fi
 
-clean: ## Remove the virtual environment and caches; runs in artifacts/ stay
+clean: stop ## Stop both, remove the virtual environment and caches; runs in artifacts/ stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-# torch is installed first and by its exact version: left to itself pip may fetch gigabytes of CUDA libraries.
+# torch goes first and by its exact version: left to itself pip may fetch gigabytes of CUDA libraries.
 .venv/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; try: make PYTHON=python3.12"; exit 1; }
-	@test -x $(BIN)/python || { echo "· making .venv"; $(PYTHON) -m venv .venv; }
-	@echo "· installing pinned packages (about 2 GB, a few minutes the first time)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt torch
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; $(PYTHON) is not. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/pip || { echo "· making .venv"; $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }; }
+	@echo "· installing torch (CPU build)"
+	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") torch
+	@echo "· installing the other pinned packages and this project (about 2 GB in all, a few minutes the first time)"
+	@$(PIP) -e '.[dev]'
 	@touch $@

@@ -1,8 +1,11 @@
-"""The console script `polyepo`."""
+"""The console script `polyepo`. Whatever takes long to import is imported by the command that needs it."""
 
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -36,39 +39,51 @@ def train(
         load_config(config)
     except ConfigError as error:
         _fail(console, str(error), code=2)
-    from flows import follow, stack
+    from flows import follow, local_stack
+
+    def say(line: str) -> None:
+        console.print(f"· {line}", highlight=False, markup=False, soft_wrap=True)
 
     name = run or config.stem
-    again = f"polyepo train {config} --run {name} --root {root}"
+    again = _command("polyepo", "train", str(config), "--run", name, "--root", root)
+    flow_run_id = ""
     try:
-        stack.start(lambda line: console.print(f"· {line}", highlight=False))
-        flow_run_id = follow.run_deployment("poly-epo/train", {"config": str(config), "run": name, "root": root})
-        ui = stack.api_url().removesuffix("/api")
-        console.print(f"· flow run {flow_run_id}: {ui}/runs/flow-run/{flow_run_id}", highlight=False, soft_wrap=True)
+        local_stack.start(say)
+        ui = local_stack.api_url().removesuffix("/api")
+        if unfinished := follow.find_unfinished(name, root):
+            say(f"run {name} is going on already: following it")
+        parameters = {"config": str(config), "run": name, "root": root}
+        flow_run_id = unfinished or follow.run_deployment(local_stack.DEPLOYMENT, parameters)
+        say(f"flow run {flow_run_id}: {ui}/runs/flow-run/{flow_run_id}")
         state = follow.follow(flow_run_id, console)
-    except stack.StackError as error:
+    except local_stack.StackError as error:
         _fail(console, str(error))
     except KeyboardInterrupt:
-        console.print(
-            f"\nThe run goes on. Follow it again: {again}\nCancel it: prefect flow-run cancel {flow_run_id}",
-            highlight=False,
-        )
+        if flow_run_id:
+            cancel = _command("prefect", "flow-run", "cancel", flow_run_id)
+            say(f"the run goes on\n  follow it again: {again}\n  cancel it: {cancel}")
         raise typer.Exit(130) from None
-    if verbose or state["type"] != "COMPLETED":
+    completed = state["type"] == "COMPLETED"
+    if verbose or not completed:
         for line in follow.last_logs(flow_run_id, 200 if verbose else 15):
-            console.print(f"  {line}", highlight=False, markup=False)
-    if state["type"] != "COMPLETED":
+            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    if not completed:
         _fail(
             console,
-            f"{state['type'].lower()}: {state.get('message') or ''}\nNothing committed is lost. Resume: {again}",
+            f"{state['type'].lower()}: {state.get('message') or ''}\n"
+            f"Logs: {ui}/runs/flow-run/{flow_run_id} and {local_stack.STATE / 'worker.log'}\n"
+            f"Nothing committed is lost. Resume: {again}",
         )
-    _print_summary(console, root, name)
-    console.print(
-        f"\nNext:\n  polyepo summary {name}          this table again"
-        f"\n  polyepo train {config} --run {name}-2      the same again, from scratch"
-        f"\n  {ui}     every step in the Prefect UI"
-        "\n  make stop                           stop the server and the worker",
-        highlight=False,
+    try:
+        _print_summary(console, root, name)
+    except ConfigError as error:  # a config without evaluation trains all the same
+        say(f"no summary: {error}")
+    afresh = _command("polyepo", "train", str(config), "--run", f"{name}-2", "--root", root)
+    typer.echo(
+        f"\nNext:\n  {_command('polyepo', 'summary', name, '--root', root)}\n      this table again"
+        f"\n  {afresh}\n      the same again, from scratch"
+        f"\n  {ui}\n      every step in the Prefect UI"
+        "\n  make stop\n      stop the server and the worker"
     )
 
 
@@ -87,10 +102,10 @@ def summary(run: str, root: RootOption = "artifacts") -> None:
 @app.command()
 def stop() -> None:
     """Stop the local Prefect server and worker that `train` started."""
-    from flows import stack
+    from flows import local_stack
 
-    stopped = stack.stop()
-    Console().print("stopped " + " and ".join(stopped) if stopped else "nothing was running")
+    stopped = local_stack.stop()
+    typer.echo("stopped " + " and ".join(stopped) if stopped else "nothing was running")
 
 
 def _print_summary(console: Console, root: str, run: str) -> None:
@@ -100,6 +115,16 @@ def _print_summary(console: Console, root: str, run: str) -> None:
     console.print(render(summarize(root, run)))
 
 
+def _command(program: str, *arguments: str) -> str:
+    """A command that can be typed here: with its folder, unless the virtual environment is active."""
+    folder = Path(sys.executable).parent
+    found = shutil.which(program)
+    if found and Path(found).parent == folder:
+        return shlex.join([program, *arguments])
+    path = folder / program
+    return shlex.join([str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path), *arguments])
+
+
 def _fail(console: Console, message: str, code: int = 1) -> None:
-    console.print(message, style="red", highlight=False, markup=False)
+    console.print(message, style="red", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(code)

@@ -38,29 +38,29 @@ def marginal_set_advantages(
 ) -> Floats:
     """One advantage per response: how much better the sets that contain it score than the average set.
 
-    Each set scored gets its score minus the mean score of the constructed sets; a response gets the mean of that
-    over the constructed sets that contain it, 0 if none does (arXiv 2604.17654, Algorithm 1, which takes the sum).
-    Over all sets this is A_i = E_i - mean_j E_j with E_i the mean score of the sets that contain i, so that the
-    advantages of a prompt sum to 0. There is no division by a standard deviation.
+    A set's advantage is its score minus the mean score of the constructed sets; a response gets the mean of
+    the advantages of the constructed sets that contain it, 0 if none does (arXiv 2604.17654, Algorithm 1).
+    Over all sets this is A_i = E_i - mean_j E_j with E_i the mean score of the sets that contain i, so that
+    the advantages of a prompt sum to 0. There is no division by a standard deviation.
 
     Args:
         rewards: (..., N) finite rewards, one prompt's N responses along the last axis.
-        clusters: (..., N) integers: equal within a prompt means same strategy; DEGENERATE (-1) is no strategy.
+        clusters: (..., N) integers: equal within a prompt means same strategy; DEGENERATE (-1) is none.
         set_size: n, responses per set.
         objective: a set objective, or any callable (rewards (..., n), clusters (..., n)) -> scores (...,).
-        num_sets: K distinct sets per prompt, drawn uniformly without replacement and anew for each prompt; None
-            (or K = C(N, n)) for all sets, which costs no enumeration where the objective has a closed form.
+        num_sets: K distinct sets per prompt, drawn uniformly without replacement and anew for each prompt;
+            None (or K = C(N, n)) for all sets: no enumeration where the objective has a closed form.
         seed: of the drawn sets; the same seed gives the same sets. None draws afresh.
-        aggregate: "mean" over the constructed sets that contain a response, or "sum" (C(N-1, n-1) times larger when
-            all sets are used).
+        aggregate: "mean" over the constructed sets that contain a response, or "sum" (C(N-1, n-1) times
+            larger when all sets are used).
 
     Returns:
         (..., N) float64, in the unit of the scores. Values that are zero up to rounding, at most
         (N + 16) epsilon of the largest score (of the largest |reward| in closed form), are exactly 0.
 
     Raises:
-        ValueError: an argument cannot be, all sets are too many to enumerate, or a "sum" overflows float64; the
-            message names the argument, its value and what would be right.
+        ValueError: an argument cannot be, all sets are too many to enumerate, or a "sum" overflows float64;
+            the message names the argument, its value and what would be right.
     """
     rewards_PN, clusters_PN, shape = _validated(rewards, clusters)
     num_responses = rewards_PN.shape[-1]
@@ -106,7 +106,7 @@ def grpo_advantages(rewards: ArrayLike) -> Floats:
 def grpo_div_advantages(rewards: ArrayLike, clusters: ArrayLike, weight: float) -> Floats:
     """GRPO with an additive diversity bonus: z_i - mean z, z_i = r_i + weight * d_i, (..., N) -> (..., N).
 
-    d_i = (N / |cluster of i| - 1) / (N - 1): 1 for a response that is alone with its strategy, 0 if all share it.
+    d_i = (N / |cluster of i| - 1) / (N - 1): 1 for a response alone with its strategy, 0 if all share it.
     A degenerate response earns no bonus, d_i = 0, and degenerates make no cluster. N = 1 gives 0.
 
     Args:
@@ -130,8 +130,8 @@ def grpo_div_advantages(rewards: ArrayLike, clusters: ArrayLike, weight: float) 
 def centred(values_PN: Floats, scale_P1: Floats | float = 0.0) -> Floats:
     """Values minus their row's mean, with what is only rounding residue set to exactly 0.
 
-    Values are sums of up to N terms, so the residue is bounded by about N epsilon of the largest term; a true
-    difference below that is beyond float64 anyway. Without this, prompts without signal would seem to have one.
+    Values are sums of up to N terms, so the residue is bounded by about N epsilon of the largest term; a
+    true difference below that is beyond float64 anyway. Else prompts without signal would seem to have one.
 
     Args:
         values_PN: values of P rows.
@@ -149,7 +149,7 @@ def _without_residue(deviations: Floats, scale: Floats | float) -> Floats:
 def _expected_scores(
     rewards_PN: Floats, clusters_PN: Ints, set_size: int, objective: SetObjective
 ) -> tuple[Floats, Floats]:
-    """E[f | i in G] over all sets (P, N), in closed form or by listing every set, and the scale (P, 1) of its terms."""
+    """E[f | i in G] (P, N) over all sets, by closed form or by listing, and the scale (P, 1) of its terms."""
     closed_form = getattr(objective, "expected_scores", None)
     if closed_form is not None:
         expected_PN = np.asarray(closed_form(rewards_PN, clusters_PN, set_size), dtype=np.float64)
@@ -158,8 +158,8 @@ def _expected_scores(
     num_all = math.comb(num_responses, set_size)
     if num_all > MAX_ENUMERATED_SETS:
         raise ValueError(
-            f"set_size {set_size} of N = {num_responses} makes {num_all} sets, more than {MAX_ENUMERATED_SETS}, "
-            "and this objective has no closed form: pass num_sets=K to draw K of them"
+            f"set_size {set_size} makes C({num_responses}, {set_size}) = {num_all} sets, more than the limit "
+            f"of {MAX_ENUMERATED_SETS}, and this objective has no closed form: pass num_sets=K to draw K sets"
         )
     totals_PN, scale_P1 = np.zeros_like(rewards_PN), np.zeros((len(rewards_PN), 1))
     everything = combinations(range(num_responses), set_size)
@@ -178,7 +178,7 @@ def _over_sets(
     objective: SetObjective,
     aggregate: Literal["mean", "sum"],
 ) -> Floats:
-    """Marginal set advantages (N,) over the constructed sets alone; 0 for a response that is in none of them."""
+    """Marginal set advantages (N,) over the constructed sets; 0 for a response that is in none of them."""
     scores_K = _set_scores(objective, rewards_N, clusters_N, sets_Kn)
     sums_N = _sum_by_member(sets_Kn, scores_K - scores_K.mean(), len(rewards_N))
     counts_N = np.bincount(sets_Kn.ravel(), minlength=len(rewards_N))
@@ -194,8 +194,9 @@ def _set_scores(objective: SetObjective, rewards_N: Floats, clusters_N: Ints, se
             f"objective must map (..., n) to (...,): one score for each of {len(sets_Kn)} sets, "
             f"but returned shape {scores_K.shape}"
         )
-    if not np.isfinite(scores_K).all():
-        raise ValueError(f"objective must return finite scores, but gave {scores_K[~np.isfinite(scores_K)][0]}")
+    bad = scores_K[~np.isfinite(scores_K)]
+    if len(bad):
+        raise ValueError(f"objective must return finite scores, but returned {bad[0]}")
     return scores_K
 
 
@@ -214,8 +215,8 @@ def _sum_by_member(sets_Kn: Ints, values_K: Floats, num_responses: int) -> Float
 def _drawn_sets(num_responses: int, set_size: int, num_sets: int, rng: np.random.Generator) -> Ints:
     """K distinct sets (K, n), uniform without replacement.
 
-    Few sets in all: a random choice from their list. Many: independent uniform sets with repeats dropped until K are
-    left, which has the same distribution and lists nothing.
+    Few sets in all: a random choice from their list. Many: independent uniform sets with repeats dropped
+    until K are left, which has the same distribution and lists nothing.
     """
     num_all = math.comb(num_responses, set_size)
     if num_all <= 4 * num_sets or num_all <= _SETS_AT_A_TIME:
@@ -248,15 +249,15 @@ def _check_count(name: str, value: int, largest: int, meaning: str) -> None:
 def _validated(rewards: ArrayLike, clusters: ArrayLike) -> tuple[Floats, Ints, tuple[int, ...]]:
     """Both as (P, N), and the shape to give back."""
     reward_array, cluster_array = np.asarray(rewards, dtype=np.float64), np.asarray(clusters)
-    if reward_array.ndim == 0 or reward_array.shape[-1] == 0:
-        raise ValueError(f"rewards must have shape (..., N) with N >= 1, but has shape {reward_array.shape}")
+    shape = reward_array.shape
+    if reward_array.ndim == 0 or shape[-1] == 0:
+        raise ValueError(f"rewards must have shape (..., N) with N >= 1, but has shape {shape}")
     if cluster_array.shape != reward_array.shape:
-        raise ValueError(f"clusters must have rewards' shape {reward_array.shape}, but has {cluster_array.shape}")
+        raise ValueError(f"clusters must have the shape of rewards {shape}, but has {cluster_array.shape}")
     if not np.isfinite(reward_array).all():
         raise ValueError(f"rewards must be finite, but contain {reward_array[~np.isfinite(reward_array)][0]}")
     if cluster_array.size and cluster_array.dtype.kind not in "iu":
         raise ValueError(f"clusters must be integers, but are {cluster_array.dtype}")
     if cluster_array.size and cluster_array.min() < DEGENERATE:
         raise ValueError(f"clusters must be >= {DEGENERATE} (degenerate), but contain {cluster_array.min()}")
-    shape = reward_array.shape
     return reward_array.reshape(-1, shape[-1]), cluster_array.astype(np.int64).reshape(-1, shape[-1]), shape

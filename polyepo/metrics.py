@@ -1,4 +1,8 @@
-"""Metrics of samples and clusters. Needs numpy alone. A response is correct when its reward is above `THRESHOLD`."""
+"""Metrics of samples and clusters (arXiv 2604.17654). Needs numpy alone.
+
+A response is correct when its reward is above `threshold`, 0.5 unless told. Rewards of NaN are refused: a
+response that could not be verified is neither right nor wrong, so leave it out.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,12 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from polyepo.objectives import DEGENERATE, Floats, Ints, num_distinct
+from polyepo.objectives import DEGENERATE, Bools, Floats, Ints, num_distinct
 
 THRESHOLD = 0.5
 
@@ -23,67 +28,104 @@ def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: ArrayLike) -> F
         num_correct: c, how many of them are correct.
         k: at most M.
 
+    Returns:
+        float64 of the broadcast shape; a plain number for plain numbers.
+
     Raises:
         ValueError: not 0 <= c <= M or not 1 <= k <= M.
     """
     samples, correct, draws = np.broadcast_arrays(num_samples, num_correct, k)
     if samples.size and not ((correct >= 0) & (correct <= samples)).all():
-        raise ValueError(f"num_correct must lie between 0 and num_samples, but is {num_correct!r} of {num_samples!r}")
+        raise ValueError(f"num_correct must lie in 0..num_samples, but is {num_correct!r} of {num_samples!r}")
     if samples.size and not ((draws >= 1) & (draws <= samples)).all():
         raise ValueError(f"k must lie between 1 and num_samples {num_samples!r}, but is {k!r}")
     return 1 - _miss(samples, correct, draws)
 
 
-def div_at_k(rewards: ArrayLike, clusters: ArrayLike, k: int) -> Floats:
+def div_at_k(rewards: ArrayLike, clusters: ArrayLike, k: int, threshold: float = THRESHOLD) -> Floats:
     """Expected number of distinct successful strategies among k of a prompt's M samples, (..., M) -> (...,).
 
-    A sum over non-degenerate clusters of 1 - C(M-s, k) / C(M, k), with s the cluster's correct samples.
+    A sum over non-degenerate clusters of 1 - C(M-s, k) / C(M, k), with s the cluster's correct samples. At
+    k = 1 it is pass@1 when no correct response is degenerate.
+
+    Raises:
+        ValueError: not 1 <= k <= M, shapes that differ, or NaN rewards.
     """
-    reward_array, cluster_array = np.asarray(rewards, dtype=float), np.asarray(clusters)
-    num_samples = reward_array.shape[-1]
+    correct, cluster_array = _correct_and(rewards, clusters, threshold)
+    num_samples = correct.shape[-1]
     if not 1 <= k <= num_samples:
         raise ValueError(f"k must lie between 1 and num_samples {num_samples}, but is {k}")
-    good = (reward_array > THRESHOLD) & (cluster_array != DEGENERATE)
-    same = (cluster_array[..., :, None] == cluster_array[..., None, :]) & good[..., None, :] & good[..., :, None]
-    sizes = same.sum(-1)
+    good = correct & (cluster_array != DEGENERATE)
+    same = cluster_array[..., :, None] == cluster_array[..., None, :]
+    sizes = (same & good[..., None, :] & good[..., :, None]).sum(-1)
     # Each cluster is counted once by sharing its term among its correct members.
-    terms = (1 - _miss(np.full_like(sizes, num_samples), sizes, np.full_like(sizes, k))) / np.maximum(sizes, 1)
-    return np.where(good, terms, 0.0).sum(-1)
+    hit = 1 - _miss(np.full_like(sizes, num_samples), sizes, np.full_like(sizes, k))
+    return np.asarray(np.where(good, hit / np.maximum(sizes, 1), 0.0).sum(-1))
 
 
-def coverage(rewards: ArrayLike) -> float:
+def coverage(rewards: ArrayLike, threshold: float = THRESHOLD) -> float:
     """Share of prompts with at least one correct response, (P, N)."""
-    return float((np.asarray(rewards, dtype=float) > THRESHOLD).any(-1).mean())
+    return float(_correct(rewards, threshold).any(-1).mean())
 
 
-def cover_at_tau(rewards: ArrayLike, tau: float) -> float:
+def cover_at_tau(rewards: ArrayLike, tau: float, threshold: float = THRESHOLD) -> float:
     """Share of prompts whose share of correct responses is at least tau, (P, N)."""
-    return float(((np.asarray(rewards, dtype=float) > THRESHOLD).mean(-1) >= tau).mean())
+    return float((_correct(rewards, threshold).mean(-1) >= tau).mean())
 
 
-def distinct_successful_strategies(rewards: ArrayLike, clusters: ArrayLike) -> Ints:
+def distinct_successful_strategies(
+    rewards: ArrayLike,
+    clusters: ArrayLike,
+    threshold: float = THRESHOLD,
+) -> Ints:
     """Non-degenerate clusters that hold at least one correct response, (..., N) -> (...,)."""
-    correct = np.asarray(rewards, dtype=float) > THRESHOLD
-    return num_distinct(np.where(correct, np.asarray(clusters), DEGENERATE))
+    correct, cluster_array = _correct_and(rewards, clusters, threshold)
+    return num_distinct(np.where(correct, cluster_array, DEGENERATE))
 
 
-def distinct_unsuccessful_strategies(rewards: ArrayLike, clusters: ArrayLike) -> Ints:
+def distinct_unsuccessful_strategies(
+    rewards: ArrayLike,
+    clusters: ArrayLike,
+    threshold: float = THRESHOLD,
+) -> Ints:
     """Non-degenerate clusters that hold at least one incorrect response, (..., N) -> (...,)."""
-    correct = np.asarray(rewards, dtype=float) > THRESHOLD
-    return num_distinct(np.where(correct, DEGENERATE, np.asarray(clusters)))
+    correct, cluster_array = _correct_and(rewards, clusters, threshold)
+    return num_distinct(np.where(correct, DEGENERATE, cluster_array))
 
 
 def maj_at_k(
-    answers: Sequence[Hashable | None], correct: Sequence[bool], k: int, num_draws: int = 1000, seed: int = 0
+    answers: Sequence[Hashable | None],
+    correct: Sequence[bool],
+    k: int,
+    seed: int = 0,
+    num_draws: int = 1000,
 ) -> tuple[float, float]:
     """Accuracy of the most frequent of k answers, and its share of the votes, for one prompt.
 
-    Exact for k = 1 and k = M; else the mean over `num_draws` random choices of k. Unreadable answers (None) never win
-    but count as votes; ties share the win equally.
+    Exact for k = 1 and k = M; else the mean over `num_draws` random choices of k. Unreadable answers (None)
+    never win but count as votes; answers that tie share the win equally; an answer that was graded both ways
+    counts as its share of correct grades.
+
+    Args:
+        answers: M final answers, None where there was none to read.
+        correct: M grades of them.
+        k: votes cast, at most M.
+        seed: of the random choices.
+        num_draws: how many random choices.
+
+    Returns:
+        accuracy and vote share, each in 0..1; both 0 where nobody could be read.
+
+    Raises:
+        ValueError: not 1 <= k <= M, num_draws < 1, or lengths that differ.
     """
     num_samples = len(answers)
-    if not 1 <= k <= num_samples or len(correct) != num_samples:
-        raise ValueError(f"k must lie between 1 and the {num_samples} answers, but is {k}; correct has {len(correct)}")
+    if len(correct) != num_samples:
+        raise ValueError(f"correct must have one grade per answer, {num_samples}, but has {len(correct)}")
+    if not 1 <= k <= num_samples:
+        raise ValueError(f"k must lie between 1 and the {num_samples} answers, but is {k}")
+    if num_draws < 1:
+        raise ValueError(f"num_draws must be at least 1, but is {num_draws}")
     if k == 1:
         draws = [[i] for i in range(num_samples)]
     elif k == num_samples:
@@ -91,22 +133,22 @@ def maj_at_k(
     else:
         rng = np.random.default_rng(seed)
         draws = [rng.choice(num_samples, k, replace=False).tolist() for _ in range(num_draws)]
-    right = {answer: bool(ok) for answer, ok in zip(answers, correct, strict=True)}
+    given = Counter(answers)
+    right = Counter(answer for answer, ok in zip(answers, correct, strict=True) if ok)
     accuracy, share = 0.0, 0.0
     for draw in draws:
         votes = Counter(answers[i] for i in draw if answers[i] is not None)
         best = max(votes.values(), default=0)
         winners = [answer for answer, count in votes.items() if count == best]
-        accuracy += sum(right[w] for w in winners) / max(len(winners), 1)
+        accuracy += sum(right[w] / given[w] for w in winners) / max(len(winners), 1)
         share += best / k
     return accuracy / len(draws), share / len(draws)
 
 
 def answer_entropy(answers: Sequence[Hashable]) -> float:
-    """Entropy of the empirical distribution of answers, in nats."""
+    """Entropy of the distribution of answers, in nats; None counts as an answer. 0 for no answers."""
     counts = np.array(list(Counter(answers).values()), dtype=float)
-    shares = counts / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
+    return _entropy(counts / max(counts.sum(), 1))
 
 
 def distinct_answers_at_k(answers: Sequence[Hashable | None], k: int) -> float:
@@ -130,16 +172,26 @@ class SignalAccounting:
 
 
 def signal_accounting(
-    rewards: ArrayLike, clusters: ArrayLike, advantages: ArrayLike, labelled: ArrayLike | None = None
+    rewards: ArrayLike,
+    clusters: ArrayLike,
+    advantages: ArrayLike,
+    labelled: ArrayLike | None = None,
+    threshold: float = THRESHOLD,
 ) -> SignalAccounting:
-    """Split prompts (P, N) by whether any advantage differs from 0, and those without by the first reason that holds.
+    """Split prompts (P, N) by whether any advantage differs from 0; if none, by the first reason that holds.
 
-    The order of reasons: unlabelled, all wrong, one cluster (at most one distinct non-degenerate), other exact zeros.
+    The order of reasons: unlabelled (`labelled` (P,) is false), all wrong, one cluster (at most one distinct
+    non-degenerate), other exact zeros. The five counts sum to P.
+
+    Raises:
+        ValueError: shapes that differ, or NaN rewards.
     """
-    silent = (np.asarray(advantages) == 0).all(-1)
+    correct, cluster_array = _correct_and(rewards, clusters, threshold)
+    _, advantage_array = _correct_and(rewards, advantages, threshold, "advantages")
+    silent = (advantage_array == 0).all(-1)
     missing = ~np.asarray(labelled, dtype=bool) if labelled is not None else np.zeros_like(silent)
-    wrong = (np.asarray(rewards, dtype=float) <= THRESHOLD).all(-1)
-    single = num_distinct(np.asarray(clusters)) <= 1
+    wrong = ~correct.any(-1)
+    single = num_distinct(cluster_array) <= 1
     return SignalAccounting(
         with_gradient=int((~silent).sum()),
         all_wrong=int((silent & ~missing & wrong).sum()),
@@ -149,9 +201,9 @@ def signal_accounting(
     )
 
 
-def sign_flips(rewards: ArrayLike, advantages: ArrayLike) -> NDArray[np.bool_]:
-    """Prompts (P,) where a correct response is pushed down while an incorrect one is pushed up."""
-    correct, values = np.asarray(rewards, dtype=float) > THRESHOLD, np.asarray(advantages)
+def sign_flips(rewards: ArrayLike, advantages: ArrayLike, threshold: float = THRESHOLD) -> Bools:
+    """Prompts where a correct response is pushed down and an incorrect one up, (..., N) -> (...,)."""
+    correct, values = _correct_and(rewards, advantages, threshold, "advantages")
     return np.asarray((correct & (values < 0)).any(-1) & (~correct & (values > 0)).any(-1))
 
 
@@ -159,17 +211,24 @@ def branching(token_ids: Sequence[Sequence[int]]) -> tuple[list[int], int | None
     """A prompt's responses as a token-prefix tree.
 
     Returns:
-        the number of branches (distinct prefixes) alive at each token position, and the first position at which two
-        responses part: their tokens differ, or one of them ends. None if they never do.
+        the number of branches (distinct prefixes) alive at each token position, and the first position at
+        which two responses part: their tokens differ, or one of them ends. None if they never do.
     """
-    longest = max(map(len, token_ids), default=0)
-    alive = [len({tuple(r[: p + 1]) for r in token_ids if len(r) > p}) for p in range(longest)]
-    parts = (p for p in range(longest) if len({r[p] if len(r) > p else None for r in token_ids}) > 1)
-    return alive, next(parts, None)
+    alive: list[int] = []
+    first: int | None = None
+    node = dict.fromkeys(range(len(token_ids)), 0)  # the prefix that each unfinished response has followed
+    for position in range(max(map(len, token_ids), default=0)):
+        steps = {r: (node[r], token_ids[r][position]) for r in node if len(token_ids[r]) > position}
+        names = {step: name for name, step in enumerate(dict.fromkeys(steps.values()))}
+        node = {r: names[step] for r, step in steps.items()}
+        alive.append(len(names))
+        if first is None and (len(names) > 1 or len(node) < len(token_ids)):
+            first = position
+    return alive, first
 
 
 def adjusted_rand_index(first: ArrayLike, second: ArrayLike) -> float:
-    """Agreement of two labelings of the same items, (M,) each: 1 if equal up to names, 0 in expectation by chance."""
+    """Agreement of two labelings of the same items, (M,) each: 1 if equal up to names, 0 by chance."""
     table = _contingency(first, second)
     together = _pairs(table).sum()
     rows, columns, everything = _pairs(table.sum(1)).sum(), _pairs(table.sum(0)).sum(), _pairs(table.sum())
@@ -183,7 +242,7 @@ def v_measure(first: ArrayLike, second: ArrayLike) -> float:
     table = _contingency(first, second)
     joint = table / max(table.sum(), 1)
     rows, columns = _entropy(joint.sum(1)), _entropy(joint.sum(0))
-    mutual = rows + columns - _entropy(joint.ravel())
+    mutual = max(rows + columns - _entropy(joint.ravel()), 0.0)
     homogeneity = mutual / rows if rows else 1.0
     completeness = mutual / columns if columns else 1.0
     total = homogeneity + completeness
@@ -192,7 +251,7 @@ def v_measure(first: ArrayLike, second: ArrayLike) -> float:
 
 def pair_agreement(first: ArrayLike, second: ArrayLike) -> float:
     """Share of pairs of items that both labelings put together or both put apart (the Rand index)."""
-    a, b = np.asarray(first), np.asarray(second)
+    a, b = _paired(first, second)
     if len(a) < 2:
         return 1.0
     rows, columns = np.triu_indices(len(a), 1)
@@ -201,13 +260,38 @@ def pair_agreement(first: ArrayLike, second: ArrayLike) -> float:
 
 def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
     """Spearman's correlation with average ranks for ties; nan if either is constant."""
-    a, b = _ranks(np.asarray(first, dtype=float)), _ranks(np.asarray(second, dtype=float))
+    values_a, values_b = _paired(first, second)
+    a, b = _ranks(values_a), _ranks(values_b)
     a, b = a - a.mean(), b - b.mean()
     scale = math.sqrt(float((a**2).sum() * (b**2).sum()))
     return float((a * b).sum() / scale) if scale else math.nan
 
 
-def _miss(num_samples: Ints, group: Ints, k: Ints) -> Floats:
+def _correct(rewards: ArrayLike, threshold: float) -> Bools:
+    reward_array = np.asarray(rewards, dtype=np.float64)
+    if np.isnan(reward_array).any():
+        raise ValueError("rewards must not be NaN: leave out responses that were not verified")
+    return reward_array > threshold
+
+
+def _correct_and(
+    rewards: ArrayLike, others: ArrayLike, threshold: float, name: str = "clusters"
+) -> tuple[Bools, NDArray[Any]]:
+    """Which responses are correct, and another array of the same shape."""
+    correct, array = _correct(rewards, threshold), np.asarray(others)
+    if array.shape != correct.shape:
+        raise ValueError(f"{name} must have the shape of rewards {correct.shape}, but has {array.shape}")
+    return correct, array
+
+
+def _paired(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
+    a, b = np.asarray(first), np.asarray(second)
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(f"first and second must both have one shape (M,), but have {a.shape} and {b.shape}")
+    return a, b
+
+
+def _miss(num_samples: NDArray[Any], group: NDArray[Any], k: NDArray[Any]) -> Floats:
     """C(M-s, k) / C(M, k), elementwise, as a product of at most k ratios."""
     miss = np.ones(num_samples.shape)
     for t in range(int(k.max()) if k.size else 0):
@@ -217,10 +301,9 @@ def _miss(num_samples: Ints, group: Ints, k: Ints) -> Floats:
 
 
 def _contingency(first: ArrayLike, second: ArrayLike) -> Floats:
-    _, a = np.unique(np.asarray(first), return_inverse=True)
-    _, b = np.unique(np.asarray(second), return_inverse=True)
-    if len(a) != len(b):
-        raise ValueError(f"two labelings must have one length, but have {len(a)} and {len(b)}")
+    labels_a, labels_b = _paired(first, second)
+    _, a = np.unique(labels_a, return_inverse=True)
+    _, b = np.unique(labels_b, return_inverse=True)
     table = np.zeros((a.max(initial=-1) + 1, b.max(initial=-1) + 1))
     np.add.at(table, (a, b), 1)
     return table
@@ -232,9 +315,9 @@ def _pairs(counts: Floats) -> Floats:
 
 def _entropy(shares: Floats) -> float:
     positive = shares[shares > 0]
-    return float(-(positive * np.log(positive)).sum())
+    return float(-(positive * np.log(positive)).sum()) + 0.0  # never -0.0
 
 
-def _ranks(values: Floats) -> Floats:
+def _ranks(values: NDArray[Any]) -> Floats:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]

@@ -58,13 +58,14 @@ class Polychromic:
             + (n-1)/(N-1) [ (R - r_i) (1 + sum_{k!=a} hit(s_k; N-2, n-2))
                             + sum_{k!=a} R_k (1 - hit(s_k; N-2, n-2)) ]
 
-        where a degenerate i has no cluster of its own (no "1", no k left out). `require_two_clusters` takes away
-        the sets that hold a single cluster, with D degenerate responses of total reward R_D and pool m = s_a + D:
+        where a degenerate i has no cluster of its own (no "1", no k left out). `require_two_clusters` takes
+        away the sets that hold a single cluster, with D degenerate responses of total reward R_D and a pool
+        of m = s_a + D:
 
             ( r_i C(m-1, n-1) + (R_a + R_D - r_i) C(m-2, n-2) ) / C(N-1, n-1)
 
-        and, for a degenerate i, the sum over k of the same for the pool s_k + D, each minus that for the pool D.
-        Cost: O(N) per prompt after tables. Responses alike in reward and cluster get bitwise the same value.
+        and, for a degenerate i, the sum over k of the same for the pool s_k + D, each minus that for the pool
+        D. Cost: O(N) per prompt after tables. Responses alike in reward and cluster get bitwise one value.
         """
         num_responses = rewards_PN.shape[-1]
         miss1 = miss_table(num_responses - 1, set_size - 1, num_responses)
@@ -91,7 +92,7 @@ class Polychromic:
             pool_reward_PK = np.where(sizes_PK > 0, rewards_PK + degenerate_reward_P1, 0.0)
 
             def within(pool: Ints, pool_reward: Floats, reward: Floats) -> Floats:
-                """Sum of rewards over the sets inside a pool that contain i, as a share of all sets that contain i."""
+                """Summed rewards of the sets inside a pool that contain i, as a share of all sets with i."""
                 return reward * inside1[pool] + (pool_reward - reward) * inside2[pool]
 
             own_pool = np.take_along_axis(pool_PK, own_PN, -1)
@@ -121,7 +122,7 @@ class PassAtN:
         """Mean score of all sets that contain response i, (P, N).
 
         With the others sorted downwards, their best is the p-th (from 0) with probability
-        C(N-2-p, n-2) / C(N-1, n-1); response i replaces it where it is better. Equal rewards get the same value.
+        C(N-2-p, n-2) / C(N-1, n-1); response i replaces it where it is better. Equal rewards get one value.
         """
         num_responses = rewards_PN.shape[-1]
         if set_size == 1:
@@ -166,8 +167,8 @@ def num_distinct(clusters: Ints) -> Ints:
 def miss_table(num_items: int, num_draws: int, max_group: int) -> Floats:
     """Chance that draws without replacement miss a given group: C(M-s, m) / C(M, m), for s = 0 .. max_group.
 
-    A running product of ratios below 1: no factorial, no overflow, relative error about s rounding errors. 0 where
-    fewer than m items are left, and everywhere if m or M is negative.
+    A running product of ratios below 1: no factorial, no overflow, relative error about s rounding errors.
+    0 where fewer than m items are left, and everywhere if m or M is negative.
     """
     table = np.zeros(max_group + 1)
     if num_draws < 0 or num_items < 0:
@@ -187,7 +188,7 @@ def _starts(ordered: NDArray[np.generic]) -> Bools:
 
 
 def _clusters(rewards_PN: Floats, clusters_PN: Ints) -> tuple[Ints, Ints, Floats, Bools]:
-    """Each response's cluster numbered from 0 in its prompt, cluster sizes and rewards (P, N), and who has one."""
+    """Each response's cluster numbered from 0, clusters' sizes and rewards, and who has one: all (P, N)."""
     num_prompts, num_responses = rewards_PN.shape
     ok_PN = clusters_PN != DEGENERATE
     order_PN = np.argsort(clusters_PN, axis=-1, kind="stable")
@@ -197,7 +198,6 @@ def _clusters(rewards_PN: Floats, clusters_PN: Ints) -> tuple[Ints, Ints, Floats
     # Every index of a (P, N) table, row after row; degenerate responses weigh nothing.
     flat = (own_PN + num_responses * np.arange(num_prompts)[:, None]).ravel()
     size = num_prompts * num_responses
-    sizes = np.bincount(flat, ok_PN.ravel(), size).astype(np.int64)
-    rewards = np.bincount(flat, (rewards_PN * ok_PN).ravel(), size)
-    shape = (num_prompts, num_responses)
-    return own_PN, sizes.reshape(shape), rewards.reshape(shape), ok_PN
+    sizes = np.bincount(flat, ok_PN.ravel(), size).reshape(num_prompts, num_responses)
+    rewards = np.bincount(flat, (rewards_PN * ok_PN).ravel(), size).reshape(num_prompts, num_responses)
+    return own_PN, np.asarray(sizes, dtype=np.int64), np.asarray(rewards, dtype=np.float64), np.asarray(ok_PN)

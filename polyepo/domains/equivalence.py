@@ -11,7 +11,6 @@ import contextlib
 import json
 import logging
 import math
-import resource
 import selectors
 import signal
 import subprocess
@@ -110,6 +109,8 @@ class _Worker:
 
 def _serve(limit_s: int) -> None:
     """Answer questions until the parent goes; the kernel ends a comparison that runs on although nobody waits."""
+    import resource  # not everywhere, and needed here alone
+
     from math_verify import LatexExtractionConfig, parse, verify
 
     logging.disable()

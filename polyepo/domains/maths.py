@@ -18,7 +18,7 @@ from polyepo.domains.text import split_problems
 
 _PROBLEM_COLUMNS = ("problem", "question", "prompt")
 _ANSWER_COLUMNS = ("answer", "final_answer", "expected_answer", "solution", "reward_model")
-_ID_COLUMNS = ("unique_id", "problem_id", "id")
+_ID_COLUMNS = ("unique_id", "problem_id", "id", "extra_info")
 _MAX_ANSWER_CHARACTERS = 200
 _ANSWER_LINE = re.compile(r"(?:^|\n)[ \t]*\**(?:final )?answer\**\s*:\**[ \t]*([^\n]+)", re.IGNORECASE)
 _DOLLARS = re.compile(r"(?<!\\)\$+([^$]+?)(?<!\\)\$+")
@@ -154,13 +154,14 @@ def _answers(text: str) -> list[str]:
 
 def _boxed(text: str) -> Iterable[str]:
     r"""Contents of every \boxed{...}, braces balanced."""
-    for found in re.finditer(r"\\boxed\s*\{", text):
-        depth = 1
-        for end in range(found.end(), min(len(text), found.end() + 4 * _MAX_ANSWER_CHARACTERS)):
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            if depth == 0:
-                yield text[found.end() : end]
-                break
+    open_braces: list[int | None] = []  # where a box's contents start; None for any other brace
+    for found in re.finditer(r"\\boxed\s*\{|[{}]", text):
+        if found.group() != "}":
+            open_braces.append(found.end() if found.group() != "{" else None)
+        elif open_braces:
+            start = open_braces.pop()
+            if start is not None and found.start() - start <= 4 * _MAX_ANSWER_CHARACTERS:
+                yield text[start : found.start()]
 
 
 def _reference_answer(text: str) -> str:
@@ -182,6 +183,8 @@ def _unique_column(rows: Sequence[dict[str, Any]]) -> str | None:
 
 def _identifier(row: dict[str, Any], column: str) -> str:
     value = row.get(column)
+    if isinstance(value, dict) and isinstance(value.get("index"), int):  # verl's extra_info
+        return f"{value.get('split') or 'index'}-{value['index']}"
     return str(value).strip() if isinstance(value, str | int) else ""
 
 

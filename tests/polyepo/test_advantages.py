@@ -11,7 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyepo.advantages import DEGENERATE, grpo_advantages, grpo_div_advantages, marginal_set_advantages
+from polyepo.advantages import (
+    DEGENERATE,
+    MAX_ENUMERATED_SETS,
+    grpo_advantages,
+    grpo_div_advantages,
+    marginal_set_advantages,
+)
 from polyepo.objectives import MeanReward, PassAtN, Polychromic
 
 
@@ -79,10 +85,12 @@ def test_permutation_and_renaming(prompt, objective, random):
     permuted = marginal_set_advantages(floats[order], np.array(clusters)[order], set_size, objective)
     renamed = [DEGENERATE if c == DEGENERATE else names[c] for c in clusters]
     np.testing.assert_allclose(permuted, before[order], atol=1e-13)
-    np.testing.assert_allclose(marginal_set_advantages(floats, renamed, set_size, objective), before, atol=1e-13)
+    after = marginal_set_advantages(floats, renamed, set_size, objective)
+    np.testing.assert_allclose(after, before, atol=1e-13)
 
 
 A, B, C, D, E = range(5)
+WITH_DEGENERATES = [0, 1, DEGENERATE, DEGENERATE, DEGENERATE, DEGENERATE, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -94,8 +102,8 @@ A, B, C, D, E = range(5)
         ([1] * 5 + [0] * 3, [A] * 5 + [B, C, D], 6, False, [-0.0020] * 5 + [0.0033] * 3),
         ([1] * 8, [A] * 7 + [B], 4, False, [-0.017857] * 7 + [0.125]),
         ([1] * 8, [A] * 7 + [B], 4, True, [-0.035714] * 7 + [0.25]),
-        ([1, 1] + [0] * 6, [0, 1, -1, -1, -1, -1, 2, 2], 4, False, [0.069643] * 2 + [-0.030357] * 4 + [-0.008929] * 2),
-        ([1, 1] + [0] * 6, [0, 1, -1, -1, -1, -1, 2, 2], 4, True, [0.069643] * 2 + [-0.033929] * 4 + [-0.001786] * 2),
+        ([1, 1] + [0] * 6, WITH_DEGENERATES, 4, False, [0.069643] * 2 + [-0.030357] * 4 + [-0.008929] * 2),
+        ([1, 1] + [0] * 6, WITH_DEGENERATES, 4, True, [0.069643] * 2 + [-0.033929] * 4 + [-0.001786] * 2),
     ],
 )
 def test_published_numbers(rewards, clusters, set_size, switch, expected):
@@ -114,9 +122,75 @@ def test_known_zeros_are_exact():
 
 def test_sets_of_one_and_mean_reward_are_grpo():
     rewards = np.random.default_rng(0).random((5, 8))
-    np.testing.assert_allclose(
-        marginal_set_advantages(rewards, np.zeros((5, 8), int), 1, MeanReward()), grpo_advantages(rewards), atol=1e-15
-    )
+    singles = marginal_set_advantages(rewards, np.zeros((5, 8), int), 1, MeanReward())
+    np.testing.assert_allclose(singles, grpo_advantages(rewards), atol=1e-15)
+
+
+@pytest.mark.parametrize("num_responses", [2, 3, 8, 64, 1024])
+def test_zeros_are_exact_at_any_size(num_responses):
+    """Rewards that are no sums of powers of two: rounding leaves a residue to be told from a signal."""
+    rng = np.random.default_rng(num_responses)
+    N = num_responses
+    rewards, clusters = rng.normal(size=N), rng.integers(-1, N // 2 + 1, N)
+    same = np.full(N, 0.1)
+    for set_size in {1, 2, N // 2, N - 1, N} - {0}:
+        one_cluster = np.where(rng.random(N) < 0.3, DEGENERATE, 0)
+        for silent in (
+            marginal_set_advantages(rewards, clusters, N, Polychromic()),
+            marginal_set_advantages(rewards, clusters, N, Polychromic(False)),
+            marginal_set_advantages(rewards, clusters, N, PassAtN()),
+            marginal_set_advantages(rewards, clusters, 1, Polychromic()),
+            marginal_set_advantages(rewards, one_cluster, set_size, Polychromic()),
+            marginal_set_advantages(rewards, np.full(N, DEGENERATE), set_size, Polychromic(False)),
+            marginal_set_advantages(same, np.zeros(N, int), set_size, Polychromic(False)),
+            marginal_set_advantages(same, np.arange(N), set_size, Polychromic()),
+            marginal_set_advantages(same, clusters, set_size, PassAtN()),
+            grpo_advantages(same),
+        ):
+            assert (silent == 0).all()
+
+
+def test_listed_and_drawn_zeros_are_exact():
+    same, clusters = np.full(16, 0.1), np.arange(16)
+    listed = marginal_set_advantages(np.full(20, 0.1), np.arange(20), 10, lambda r, c: r.mean(-1))
+    assert (listed == 0).all()
+    assert (marginal_set_advantages(same, clusters, 8, num_sets=999, seed=0) == 0).all()
+    rewards = [0.1, 0.7, 0.3, 0.1, 0.7, 0.3]
+    for seed in range(100):
+        drawn = marginal_set_advantages(rewards, [0, 1, 2, 0, 1, 2], 3, num_sets=10, seed=seed)
+        assert ((drawn == 0) | (np.abs(drawn) > 1e-6)).all()
+
+
+def test_small_scores_of_large_rewards_are_no_residue():
+    def diversity(rewards, clusters):
+        return np.array([len(set(row)) for row in clusters.tolist()]) / 2
+
+    large = marginal_set_advantages([1e15, 0, 0, 0], [0, 1, 1, 2], 2, diversity)
+    np.testing.assert_allclose(large, np.array([1, -1, -1, 1]) / 12, atol=1e-15)
+
+
+def test_equal_responses_get_the_same_advantage_to_the_bit():
+    rng = np.random.default_rng(0)
+    rewards, clusters = rng.integers(0, 3, 64) / 3, rng.integers(-1, 3, 64)
+    for objective in OBJECTIVES:
+        got = marginal_set_advantages(rewards, clusters, 7, objective)
+        alike = rewards if isinstance(objective, (PassAtN, MeanReward)) else 10 * clusters + rewards
+        for kind in np.unique(alike):
+            assert len(set(got[alike == kind])) == 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(prompts(), st.integers(-4, 4))
+def test_diversity_baseline_equals_exact(prompt, quarters):
+    rewards, clusters, _ = prompt
+    N, weight = len(rewards), Fraction(quarters, 4)
+    z = list(rewards)
+    for i, cluster in enumerate(clusters):
+        if cluster != DEGENERATE and N > 1:
+            z[i] += weight * (Fraction(N, clusters.count(cluster)) - 1) / (N - 1)
+    exact = [float(v - sum(z) / N) for v in z]
+    got = grpo_div_advantages([float(r) for r in rewards], clusters, float(weight))
+    np.testing.assert_allclose(got, exact, atol=1e-12, rtol=0)
 
 
 def test_baselines():
@@ -130,7 +204,45 @@ def test_all_sets_by_number_equals_closed_form():
     rng = np.random.default_rng(1)
     rewards, clusters = rng.integers(0, 2, (6, 8)), rng.integers(-1, 4, (6, 8))
     all_of_them = marginal_set_advantages(rewards, clusters, 4, num_sets=70, seed=3)
-    np.testing.assert_allclose(all_of_them, marginal_set_advantages(rewards, clusters, 4), atol=1e-13)
+    np.testing.assert_array_equal(all_of_them, marginal_set_advantages(rewards, clusters, 4))
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "sum"])
+def test_drawn_sets_alone_make_baseline_and_advantages(aggregate):
+    """The objective notes the sets that it is shown; the advantages are worked out from these."""
+    shown = []
+
+    def scores(rewards, clusters):
+        shown.extend(clusters.tolist())
+        return rewards.max(-1)
+
+    rewards = np.arange(12.0)
+    got = marginal_set_advantages(rewards, range(12), 3, scores, num_sets=5, seed=4, aggregate=aggregate)
+    assert len({frozenset(s) for s in shown}) == len(shown) == 5
+    baseline = Fraction(sum(max(s) for s in shown), 5)
+    for i in range(12):
+        mine = [max(s) - baseline for s in shown if i in s]
+        divisor = len(mine) if mine and aggregate == "mean" else 1
+        assert got[i] == pytest.approx(float(sum(mine) / Fraction(divisor)), abs=1e-12)
+
+
+def test_seed_fixes_the_sets_and_prompts_draw_their_own():
+    rewards, clusters = np.tile(np.arange(20.0), (2, 1)), np.tile(np.arange(20), (2, 1))
+    first, again, other = (
+        marginal_set_advantages(rewards, clusters, set_size=8, num_sets=9, objective=PassAtN(), seed=seed)
+        for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    assert (first[0] != first[1]).any()
+
+
+@pytest.mark.parametrize(("num_responses", "set_size"), [(64, 8), (1024, 256)])
+def test_drawing_lists_nothing(num_responses, set_size):
+    rewards = np.arange(float(num_responses))
+    got = marginal_set_advantages(rewards, range(num_responses), set_size, num_sets=20, seed=0)
+    assert np.isfinite(got).all()
+    assert (got != 0).any()
 
 
 @pytest.mark.parametrize(("num_responses", "set_size", "num_sets"), [(6, 3, 5), (20, 10, 300), (64, 8, 50)])
@@ -180,15 +292,24 @@ def test_sum_is_mean_times_sets_with_each_response():
     np.testing.assert_allclose(marginal_set_advantages(rewards, clusters, 4, aggregate="sum"), 35 * mean)
 
 
-def test_large_groups_match_exact_classes():
-    """N = 1024, n = 256 against exact integer binomials: responses of one (reward, cluster) class are alike."""
-    num_responses, set_size = 1024, 256
+def test_sum_that_overflows_is_refused():
+    rewards, clusters = np.arange(2048.0), np.zeros(2048, int)
+    with pytest.raises(ValueError, match="overflows at N = 2048, n = 1024"):
+        marginal_set_advantages(rewards, clusters, 1024, PassAtN(), aggregate="sum")
+
+
+@pytest.mark.parametrize("switch", [False, True])
+@pytest.mark.parametrize("set_size", [2, 4, 256])
+def test_large_groups_match_exact_classes(set_size, switch):
+    """N = 1024 against exact integer binomials: responses of one (reward, cluster) class are alike."""
+    num_responses = 1024
     classes = {(1, 0): 500, (0, 0): 24, (1, 1): 100, (0, 2): 300, (0, DEGENERATE): 60, (1, DEGENERATE): 40}
     rewards = np.concatenate([[float(r)] * count for (r, _), count in classes.items()])
     clusters = np.concatenate([[c] * count for (_, c), count in classes.items()])
     sizes = {0: 524, 1: 100, 2: 300}
 
-    def hit(fixed, k, drawn_from, draws):  # chance that cluster k is in the set, given the clusters of fixed members
+    def hit(fixed, k, drawn_from, draws):
+        """Chance that cluster k is in the set, given the clusters of fixed members."""
         if k in fixed:
             return Fraction(1)
         return 1 - Fraction(math.comb(drawn_from - sizes[k], draws), math.comb(drawn_from, draws))
@@ -200,14 +321,45 @@ def test_large_groups_match_exact_classes():
             others = count - ((other_reward, other_cluster) == (reward, cluster))
             both = sum(hit({cluster, other_cluster}, k, num_responses - 2, set_size - 2) for k in sizes)
             total += other_reward * others * Fraction(set_size - 1, num_responses - 1) * both
-        return total / set_size**2
+        return (total - switch * single(reward, cluster)) / set_size**2
+
+    def single(reward, cluster):
+        """Summed rewards of the sets with one non-degenerate cluster that hold such a response, per set."""
+        total = 0
+        for k in sizes if cluster == DEGENERATE else [cluster]:
+            for keys, sign in (({k, DEGENERATE}, 1), ({DEGENERATE}, -1)):
+                if cluster not in keys:
+                    continue
+                pool = sum(count for (_, c), count in classes.items() if c in keys)
+                rest = sum(r * count for (r, c), count in classes.items() if c in keys) - reward
+                inside = reward * math.comb(pool - 1, set_size - 1) + rest * math.comb(pool - 2, set_size - 2)
+                total += sign * inside
+        return Fraction(total, math.comb(num_responses - 1, set_size - 1))
 
     exact = {key: expected(*key) for key in classes}
     mean = sum(exact[key] * count for key, count in classes.items()) / num_responses
-    got = marginal_set_advantages(rewards, clusters, set_size, Polychromic(False))
+    got = marginal_set_advantages(rewards, clusters, set_size, Polychromic(switch))
     want = np.concatenate([[float(exact[key] - mean)] * count for key, count in classes.items()])
     np.testing.assert_allclose(got, want, atol=1e-12, rtol=0)
-    assert np.isfinite(marginal_set_advantages(rewards, clusters, set_size)).all()
+    assert abs(got.sum()) < 1e-12
+
+
+def test_large_groups_match_exact_pass_at_n():
+    """n = 256 of 1024 with 3 graded best responses: the best of a set has one of three values."""
+    N, n = 1024, 256
+    rewards = np.zeros(N)
+    rewards[:3] = [0.5, 1.0, 0.5]
+
+    def none_of(group):  # chance that the n - 1 others miss a group
+        return Fraction(math.comb(N - 1 - group, n - 1), math.comb(N - 1, n - 1))
+
+    exact = np.array([Fraction(0)] * N)
+    exact[1] = Fraction(1)
+    exact[[0, 2]] = 1 - none_of(1) / 2
+    exact[3:] = 1 - none_of(1) / 2 - none_of(3) / 2
+    want = (exact - exact.sum() / N).astype(float)
+    got = marginal_set_advantages(rewards, np.zeros(N, int), n, PassAtN())
+    np.testing.assert_allclose(got, want, atol=1e-12, rtol=0)
 
 
 def test_any_leading_shape():
@@ -225,6 +377,9 @@ def test_any_leading_shape():
         ({"set_size": 0}, "set_size"),
         ({"num_sets": 71}, r"num_sets must lie between 1 and C\(8, 4\) = 70, but is 71"),
         ({"num_sets": 0}, "num_sets"),
+        ({"set_size": 2.5}, "set_size must lie between 1 and N = 8, but is 2.5"),
+        ({"objective": lambda r, c: r}, r"objective .* one score for each of 70 sets"),
+        ({"objective": lambda r, c: r.mean(-1) * math.nan}, "objective must return finite scores"),
         ({"rewards": [math.nan] + [0] * 7}, "rewards must be finite"),
         ({"rewards": [math.inf] + [0] * 7}, "rewards must be finite"),
         ({"clusters": [-2] + [0] * 7}, "clusters must be >= -1"),
@@ -240,14 +395,17 @@ def test_refusals(change, message):
 
 
 def test_enumeration_of_too_many_sets_is_refused():
-    with pytest.raises(ValueError, match=r"num_sets=K"):
+    message = rf"C\(64, 8\) = {math.comb(64, 8)} .* {MAX_ENUMERATED_SETS}.* num_sets=K"
+    with pytest.raises(ValueError, match=message):
         marginal_set_advantages(np.zeros(64), np.zeros(64, int), 8, lambda r, c: r.mean(-1))
+    with pytest.raises(ValueError, match=f"num_sets must be at most {MAX_ENUMERATED_SETS}"):
+        marginal_set_advantages(np.zeros(64), np.zeros(64, int), 8, num_sets=MAX_ENUMERATED_SETS + 1)
 
 
 def test_needs_numpy_alone():
     code = (
         "import sys, polyepo.advantages, polyepo.metrics;"
-        "heavy = {'torch', 'transformers', 'prefect', 'pyarrow', 'openai', 'duckdb', 'pydantic'};"
+        "heavy = {'torch', 'transformers', 'prefect', 'pandas', 'pyarrow', 'scipy', 'duckdb', 'pydantic'};"
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -34,7 +34,8 @@ def test_pass_and_div_at_k(sample):
     assert metrics.pass_at_k(len(rewards), int(sum(rewards)), k) == pytest.approx(passed, abs=1e-12)
     assert metrics.div_at_k(rewards, clusters, k) == pytest.approx(distinct, abs=1e-12)
     everything = range(len(rewards))
-    assert metrics.distinct_successful_strategies(rewards, clusters) == len(successful(rewards, clusters, everything))
+    found = successful(rewards, clusters, everything)
+    assert metrics.distinct_successful_strategies(rewards, clusters) == len(found)
     wrong = {c for r, c in zip(rewards, clusters, strict=True) if r == 0} - {DEGENERATE}
     assert metrics.distinct_unsuccessful_strategies(rewards, clusters) == len(wrong)
 
@@ -45,7 +46,8 @@ def test_distinct_answers_at_k(sample):
     _, clusters, k = sample
     answers = [None if c < 0 else c for c in clusters]
     draws = combinations(answers, k)
-    assert metrics.distinct_answers_at_k(answers, k) == pytest.approx(np.mean([len(set(d) - {None}) for d in draws]))
+    expected = np.mean([len(set(draw) - {None}) for draw in draws])
+    assert metrics.distinct_answers_at_k(answers, k) == pytest.approx(expected)
 
 
 def test_majority():
@@ -53,6 +55,34 @@ def test_majority():
     assert metrics.maj_at_k(answers, correct, 4) == (1.0, 0.5)
     assert metrics.maj_at_k(answers, correct, 1) == (0.5, 0.75)
     assert metrics.maj_at_k(["4", "5"], [True, False], 2) == (0.5, 0.5)
+    assert metrics.maj_at_k([None, None], [False, False], 2) == (0.0, 0.0)
+
+
+def test_majority_of_random_choices_matches_all_choices():
+    answers = ["4", "4", "4", "5", "5", "6", None]
+    correct = [False, False, False, True, True, False, False]
+    all_three = [
+        metrics.maj_at_k([answers[i] for i in draw], [correct[i] for i in draw], 3)
+        for draw in combinations(range(7), 3)
+    ]
+    got = metrics.maj_at_k(answers, correct, 3, seed=0, num_draws=4000)
+    assert got == pytest.approx(tuple(np.mean(all_three, axis=0)), abs=0.03)
+    assert got == metrics.maj_at_k(answers, correct, 3, seed=0, num_draws=4000)
+
+
+def test_pass_at_k_broadcasts_and_takes_any_integers():
+    got = metrics.pass_at_k(np.uint8(8), np.array([0, 1, 8], dtype=np.uint8), np.array([[1], [4]]))
+    np.testing.assert_allclose(got, [[0, 1 / 8, 1], [0, 1 / 2, 1]], atol=1e-15)
+    assert metrics.pass_at_k(1024, 3, 256) == pytest.approx(1 - math.comb(1021, 256) / math.comb(1024, 256))
+
+
+def test_batches_and_threshold():
+    rewards = np.array([[[0.2, 0.9], [0.4, 0.1]]])
+    clusters = np.array([[[0, 1], [2, 2]]])
+    assert metrics.distinct_successful_strategies(rewards, clusters).tolist() == [[1, 0]]
+    assert metrics.distinct_successful_strategies(rewards, clusters, threshold=0.15).tolist() == [[2, 1]]
+    assert metrics.div_at_k(rewards, clusters, 2).shape == (1, 2)
+    assert metrics.coverage(rewards[0], threshold=0.3) == 1.0
 
 
 def test_signal_accounting_names_the_reason():
@@ -73,6 +103,42 @@ def test_branching():
     assert metrics.branching([[1, 2], [1, 2]]) == ([1, 1], None)
     assert metrics.branching([[1, 2], [1]]) == ([1, 1], 1)
     assert metrics.branching([]) == ([], None)
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 2), max_size=5), max_size=5))
+def test_branching_equals_counting_prefixes(responses):
+    longest = max(map(len, responses), default=0)
+    alive = [len({tuple(r[: p + 1]) for r in responses if len(r) > p}) for p in range(longest)]
+    parts = [p for p in range(longest) if len({tuple(r[p : p + 1]) for r in responses}) > 1]
+    assert metrics.branching(responses) == (alive, parts[0] if parts else None)
+
+
+labels = st.integers(1, 7).flatmap(
+    lambda n: st.tuples(*[st.lists(st.integers(-1, 3), min_size=n, max_size=n) for _ in range(2)])
+)
+
+
+@settings(deadline=None)
+@given(labels)
+def test_agreement_equals_counting_pairs(pair):
+    first, second = pair
+    pairs = list(combinations(range(len(first)), 2))
+    a = [first[i] == first[j] for i, j in pairs]
+    b = [second[i] == second[j] for i, j in pairs]
+    same = sum(x == y for x, y in zip(a, b, strict=True))
+    assert metrics.pair_agreement(first, second) == pytest.approx(same / len(pairs) if pairs else 1.0)
+    both, chance = sum(x and y for x, y in zip(a, b, strict=True)), sum(a) * sum(b) / max(len(pairs), 1)
+    best = (sum(a) + sum(b)) / 2
+    expected = (both - chance) / (best - chance) if best != chance else 1.0
+    assert metrics.adjusted_rand_index(first, second) == pytest.approx(expected)
+    assert 0 <= metrics.v_measure(first, second) <= 1 + 1e-12
+    assert metrics.v_measure(first, second) == pytest.approx(metrics.v_measure(second, first))
+
+
+def test_rank_correlation_shares_ranks_of_ties():
+    # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: Pearson of the ranks is 4.5 / sqrt(4.5 * 5).
+    assert metrics.rank_correlation([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(math.sqrt(0.9))
 
 
 def test_coverage():
@@ -99,3 +165,15 @@ def test_refusals():
         metrics.pass_at_k(4, 1, 5)
     with pytest.raises(ValueError, match="num_correct"):
         metrics.pass_at_k(4, 5, 1)
+    with pytest.raises(ValueError, match="NaN"):
+        metrics.coverage([[math.nan, 0.0]])
+    with pytest.raises(ValueError, match="clusters must have the shape of rewards"):
+        metrics.distinct_successful_strategies([[1, 0], [0, 1]], [0, 1])
+    with pytest.raises(ValueError, match="advantages must have the shape"):
+        metrics.sign_flips([[1, 0]], [0.1, -0.1])
+    with pytest.raises(ValueError, match="first and second"):
+        metrics.adjusted_rand_index([0, 1], [0, 1, 2])
+    with pytest.raises(ValueError, match="correct must have one grade per answer"):
+        metrics.maj_at_k(["4", "5"], [True], 1)
+    with pytest.raises(ValueError, match="num_draws"):
+        metrics.maj_at_k(["4", "5", "6"], [True, False, False], 2, num_draws=0)

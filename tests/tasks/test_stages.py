@@ -186,7 +186,7 @@ def test_more_prompts_than_problems_are_refused(tmp_path):
     assert open_store(str(tmp_path)).runs() == []
 
 
-@pytest.mark.parametrize(("ids", "message"), [(["a", "a"], "'a' occurs 2 times"), (["", "b"], "empty problem_id")])
+@pytest.mark.parametrize(("ids", "message"), [(["a", "a"], "'a' occurs 4 times"), (["", "b"], "empty problem_id")])
 def test_bad_problem_ids_are_refused(tmp_path, monkeypatch, ids, message):
     def problems(self, split):
         found = original(self, split)

@@ -1,0 +1,201 @@
+"""The local Prefect stack in a project of its own: a temporary folder, a free port, a trivially small flow."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+from rich.console import Console
+
+from flows import follow, local_stack
+
+pytestmark = pytest.mark.slow
+
+PROJECT = Path(__file__).resolve().parents[2]
+FLOW = """
+import os, time
+from prefect import flow
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+@flow(name="poly-epo", flow_run_name="train {run}")
+def train(config: str, run: str | None = None, root: str | None = None) -> None:
+    artifact = create_progress_artifact(0.0, key="progress", description="step 0")
+    with open(f"{run}.where", "w") as where:
+        where.write(os.getcwd())
+    if config == "fail":
+        raise ValueError("a value was wrong")
+    for second in range(600 if config == "long" else 1):
+        update_progress_artifact(artifact, 50.0, description="step 1")
+        time.sleep(1)
+"""
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "prefect.yaml").write_bytes((PROJECT / "prefect.yaml").read_bytes())
+    (folder / "flows").mkdir()
+    (folder / "flows" / "train.py").write_text(FLOW)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("PREFECT_HOME", raising=False)
+        patch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port()}/api")
+        yield folder
+        local_stack.stop()
+
+
+@pytest.fixture
+def stack(project):
+    said = []
+    local_stack.start(said.append)
+    return said
+
+
+@pytest.fixture
+def console():
+    return Console(file=open(os.devnull, "w"), width=200)
+
+
+def pids():
+    return [local_stack._pid(name) for name in ("server", "worker")]
+
+
+def run(config, name):
+    return follow.run_deployment(local_stack.DEPLOYMENT, {"config": config, "run": name, "root": "here"})
+
+
+def until(holds, seconds=60):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := holds():
+            return value
+        time.sleep(0.2)
+    raise AssertionError("it did not happen")
+
+
+def flow_run(flow_run_id):
+    return httpx.get(f"{local_stack.api_url()}/flow_runs/{flow_run_id}").json()
+
+
+def flow_process(flow_run_id):
+    """The id of the flow's process, once the flow's body runs."""
+    until(lambda: flow_run(flow_run_id)["state"]["type"] == "RUNNING")
+    return until(lambda: int((flow_run(flow_run_id)["infrastructure_pid"] or ":0").split(":")[1]))
+
+
+def test_starts_everything_and_then_reuses_it(stack, project):
+    before = pids()
+    assert len(stack) == 3, "server, deployments and worker, a line each"
+    assert all(line.endswith(" s") for line in stack)
+    deployment = httpx.get(f"{local_stack.api_url()}/deployments/name/poly-epo/train").json()
+    assert deployment["work_pool_name"] == "poly-epo"
+    said, started = [], time.monotonic()
+    local_stack.start(said.append)
+    assert time.monotonic() - started < 4
+    assert said == []
+    assert pids() == before
+    assert (project / ".polyepo" / "prefect" / "prefect.db").is_file()
+
+
+def test_a_flow_is_followed_to_its_end(stack, project, console):
+    flow_run_id = run("short", "2024")
+    assert follow.follow(flow_run_id, console)["type"] == "COMPLETED"
+    assert flow_run(flow_run_id)["parameters"] == {"config": "short", "run": "2024", "root": "here"}
+    assert Path((project / "2024.where").read_text()).samefile(project)
+    assert follow.find_unfinished("2024", "here") is None
+
+
+def test_a_failure_is_reported_with_its_log(stack, console):
+    flow_run_id = run("fail", "failing")
+    state = follow.follow(flow_run_id, console)
+    assert state["type"] == "FAILED"
+    assert "a value was wrong" in state["message"]
+    assert any("a value was wrong" in line for line in until(lambda: follow.last_logs(flow_run_id)))
+
+
+def test_a_cancelled_flow_ends_and_its_process_with_it(stack, console):
+    flow_run_id = run("long", "cancelled")
+    pid = flow_process(flow_run_id)
+    assert follow.find_unfinished("cancelled", "here") == flow_run_id
+    assert follow.find_unfinished("cancelled", "elsewhere") is None
+    local_stack._prefect("flow-run", "cancel", flow_run_id)
+    assert follow.follow(flow_run_id, console)["type"] == "CANCELLED"
+    until(lambda: not local_stack.command_line(pid))
+
+
+def test_a_run_killed_with_its_worker_is_not_taken_for_a_running_one(stack):
+    flow_run_id = run("long", "killed")
+    pid = flow_process(flow_run_id)
+    os.killpg(local_stack._pid("worker"), signal.SIGKILL)
+    os.killpg(os.getpgid(pid), signal.SIGKILL)
+    until(lambda: not local_stack.is_alive("worker"))
+    assert follow.find_unfinished("killed", "here") is None
+    assert flow_run(flow_run_id)["state"]["type"] == "CRASHED"
+
+
+def test_a_dead_worker_is_replaced_while_a_run_waits(stack, console):
+    os.killpg(local_stack._pid("worker"), signal.SIGKILL)
+    until(lambda: not local_stack.is_alive("worker"))
+    assert follow.follow(run("short", "waiting"), console)["type"] == "COMPLETED"
+
+
+def test_another_url_is_refused_while_ours_runs(stack, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port()}/api")
+    with pytest.raises(local_stack.StackError, match="make stop"):
+        local_stack.start(print)
+
+
+def test_a_foreign_server_on_the_port_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prefect.yaml").touch()
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as foreign:
+        threading.Thread(target=foreign.serve_forever, daemon=True).start()
+        port = foreign.server_address[1]
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+        with pytest.raises(local_stack.StackError, match=f"PREFECT_API_URL=http://127.0.0.1:{port + 1}/api"):
+            local_stack.start(print)
+        foreign.shutdown()
+
+
+def test_a_folder_without_a_project_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(local_stack.StackError, match="project's folder"):
+        local_stack.start(print)
+
+
+def test_a_stale_pid_file_is_nobody(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    local_stack.STATE.mkdir()
+    for content in (f"{os.getpid()}\nhttp://127.0.0.1:1/api\n", "999999999\n", "", "x"):
+        (local_stack.STATE / "server.pid").write_text(content)
+        assert not local_stack.is_alive("server")
+        assert local_stack.stop() == []
+        assert not (local_stack.STATE / "server.pid").exists()
+
+
+def test_stop_ends_both_and_can_be_repeated(stack):
+    before = pids()
+    assert local_stack.stop() == ["worker", "server"]
+    assert not any(local_stack.command_line(pid) for pid in before)
+    assert local_stack.stop() == []
+
+
+def test_parameters_stay_texts():
+    assert [follow._quoted(value) for value in ("run", "2024", "true", "a b")] == ["run", '"2024"', '"true"', "a b"]
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys, flows.cli; sys.exit(bool({'torch', 'prefect', 'transformers', 'pyarrow'} & set(sys.modules)))"
+    assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
