@@ -3,6 +3,7 @@ PYTHON ?= python3
 CONFIG ?= configs/quickstart.yaml
 RUN    ?=
 ROOT   ?=
+SET    ?=
 # Where pip finds a CPU build of torch, if the usual index has only a CUDA build for your platform:
 # the address of PyTorch's own CPU index (see README.md).
 TORCH_INDEX ?=
@@ -16,8 +17,8 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -
 help: ## Show this
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /	/' | expand -t 12
 
-train: .venv/installed ## Train CONFIG (default: the quickstart) through a local Prefect server; RUN=name, ROOT=store
-	@$(BIN)/polyepo train "$(CONFIG)" $(if $(RUN),--run "$(RUN)") $(if $(ROOT),--root "$(ROOT)")
+train: .venv/installed ## Train CONFIG (default: the quickstart) through a local Prefect server; RUN=name, ROOT=store, SET="seed=1 ..."
+	@$(BIN)/polyepo train "$(CONFIG)" $(if $(RUN),--run "$(RUN)") $(if $(ROOT),--root "$(ROOT)") $(foreach change,$(SET),--set "$(change)")
 
 test: .venv/installed ## Run all tests
 	@$(BIN)/pytest

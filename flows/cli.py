@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -29,6 +30,9 @@ def train(
     config: Annotated[Path, typer.Argument(help="YAML description of the run.")] = Path("configs/quickstart.yaml"),
     run: Annotated[str | None, typer.Option(help="Name of the run; the config's file name if not given.")] = None,
     root: RootOption = "artifacts",
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace a setting of the config, such as seed=1; repeatable.")
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the run's log at the end.")] = False,
 ) -> None:
     """Start or reuse a local Prefect server and worker, run the deployment poly-epo/train, and follow it."""
@@ -36,7 +40,8 @@ def train(
     from polyepo.config import ConfigError, load_config
 
     try:
-        load_config(config)
+        settings = _settings(changes or [])
+        load_config(config, settings)
     except ConfigError as error:
         _fail(console, str(error), code=2)
     from flows import follow, local_stack
@@ -45,14 +50,15 @@ def train(
         console.print(f"· {line}", highlight=False, markup=False, soft_wrap=True)
 
     name = run or config.stem
-    again = _command("polyepo", "train", str(config), "--run", name, "--root", root)
+    sets = [word for change in changes or [] for word in ("--set", change)]
+    again = _command("polyepo", "train", str(config), "--run", name, "--root", root, *sets)
     flow_run_id = ""
     try:
         local_stack.start(say)
         ui = local_stack.api_url().removesuffix("/api")
         if unfinished := follow.find_unfinished(name, root):
             say(f"run {name} is going on already: following it")
-        parameters = {"config": str(config), "run": name, "root": root}
+        parameters = {"config": str(config), "run": name, "root": root, "settings": json.dumps(settings)}
         flow_run_id = unfinished or follow.run_deployment(local_stack.DEPLOYMENT, parameters)
         say(f"flow run {flow_run_id}: {ui}/runs/flow-run/{flow_run_id}")
         state = follow.follow(flow_run_id, console)
@@ -78,7 +84,7 @@ def train(
         _print_summary(console, root, name)
     except ConfigError as error:  # a config without evaluation trains all the same
         say(f"no summary: {error}")
-    afresh = _command("polyepo", "train", str(config), "--run", f"{name}-2", "--root", root)
+    afresh = _command("polyepo", "train", str(config), "--run", f"{name}-2", "--root", root, *sets)
     typer.echo(
         f"\nNext:\n  {_command('polyepo', 'summary', name, '--root', root)}\n      this table again"
         f"\n  {afresh}\n      the same again, from scratch"
@@ -106,6 +112,21 @@ def stop() -> None:
 
     stopped = local_stack.stop()
     typer.echo("stopped " + " and ".join(stopped) if stopped else "nothing was running")
+
+
+def _settings(changes: list[str]) -> dict[str, Any]:
+    """Dotted names and values, these read as YAML: 1 is a number, null is nothing."""
+    import yaml
+
+    from polyepo.config import ConfigError
+
+    settings = {}
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not name or not equals:
+            raise ConfigError(f"--set {change!r} must be name=value, such as seed=1")
+        settings[name] = yaml.safe_load(value)
+    return settings
 
 
 def _print_summary(console: Console, root: str, run: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
 import subprocess
 import sys
@@ -158,12 +157,15 @@ def _is_gone(flow_run: dict[str, Any]) -> bool:
     state = flow_run["state"] or {}
     if state.get("type") not in ("PENDING", "RUNNING", "CANCELLING"):
         return False
-    host, _, pid = (flow_run["infrastructure_pid"] or "").rpartition(":")
+    # The process worker records a bare process id, which means something only if the stack is on this machine.
+    pid = flow_run["infrastructure_pid"] or ""
+    if not local_stack.is_local():
+        return False
     if not pid:
         # A worker that was killed between taking a run and starting it.
         since = datetime.fromisoformat(state["timestamp"].replace("Z", "+00:00"))
         return state["type"] == "PENDING" and (datetime.now(UTC) - since).total_seconds() > 60
-    return host == platform.node() and pid.isdecimal() and "prefect" not in local_stack.command_line(int(pid))
+    return pid.isdecimal() and "prefect" not in local_stack.command_line(int(pid))
 
 
 def _set_crashed(client: httpx.Client, flow_run_id: str) -> None:

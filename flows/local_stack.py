@@ -47,7 +47,7 @@ def api_client(timeout: float = 15) -> httpx.Client:
     elif login := os.environ.get("PREFECT_API_AUTH_STRING"):
         user, _, password = login.partition(":")
         auth = httpx.BasicAuth(user, password)
-    return httpx.Client(base_url=url, timeout=timeout, headers=headers, auth=auth, trust_env=not _is_local(url))
+    return httpx.Client(base_url=url, timeout=timeout, headers=headers, auth=auth, trust_env=not is_local())
 
 
 def environment() -> dict[str, str]:
@@ -92,6 +92,11 @@ def is_alive(name: str) -> bool:
     """Whether the "server" or "worker" that `start` started still runs."""
     pid = _pid(name)
     return pid is not None and f"-m prefect {name} start" in command_line(pid)
+
+
+def is_local() -> bool:
+    """Whether the server is one on this machine."""
+    return urlsplit(api_url()).hostname in ("127.0.0.1", "localhost", "::1")
 
 
 def command_line(pid: int) -> str:
@@ -139,7 +144,7 @@ def _refuse_other_url() -> None:
 
 def _start_server(say: Callable[[str], None]) -> None:
     url = urlsplit(api_url())
-    if not _is_local(api_url()):
+    if not is_local():
         raise StackError(
             f"no Prefect server answers at {api_url()}: start it, or unset PREFECT_API_URL for a local one"
         )
@@ -263,10 +268,6 @@ def _terminate(name: str) -> bool:
             os.killpg(pid, signal.SIGKILL)
     (STATE / f"{name}.pid").unlink(missing_ok=True)
     return running
-
-
-def _is_local(url: str) -> bool:
-    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
 def _healthy() -> bool:

@@ -37,16 +37,17 @@ DEFAULT_ROOT = "artifacts"
 
 
 @flow(name="poly-epo", flow_run_name="train {run}", persist_result=False)
-def train(config: str, run: str | None = None, root: str | None = None) -> None:
+def train(config: str, run: str | None = None, root: str | None = None, settings: dict[str, Any] | None = None) -> None:
     """Train the run that a configuration describes, or one run per arm.
 
     Args:
         config: path of a YAML file.
         run: name of the run; the file's name if not given. Arms are called `{run}-{arm}`.
         root: where artifacts go: a path or s3://bucket/prefix; $POLYEPO_ROOT or "artifacts" if not given.
+        settings: values that replace the file's, by dotted name, such as {"seed": 1, "domain.path": "24.csv"}.
     """
     run, root = run or Path(config).stem, root or os.environ.get("POLYEPO_ROOT", DEFAULT_ROOT)
-    configs = load_config(config).runs(run)
+    configs = load_config(config, settings).runs(run)
     progress = Progress(run, total=sum(c.steps for c in configs.values()))
     # Everything that can be refused is refused before any work starts.
     prepared = {name: create_or_resume(root, name, run_config) for name, run_config in configs.items()}
@@ -58,7 +59,8 @@ def train(config: str, run: str | None = None, root: str | None = None) -> None:
     for arm in prepared.values():
         train_run(arm, progress)
     progress.finish()
-    create_markdown_artifact(markdown(summarize(root, run)), key=slug(f"{run}-summary"), description="Summary")
+    if any(arm.config.evaluation for arm in prepared.values()):
+        create_markdown_artifact(markdown(summarize(root, run)), key=slug(f"{run}-summary"), description="Summary")
 
 
 def train_run(run: Run, progress: Progress) -> None:

@@ -235,8 +235,12 @@ class Config(RunConfig):
         return {f"{run}-{arm}": RunConfig.model_validate(_override(base, arms)) for arm, arms in self.arms.items()}
 
 
-def load_config(path: str | Path) -> Config:
+def load_config(path: str | Path, settings: dict[str, Any] | None = None) -> Config:
     """Read a run's description from a YAML file.
+
+    Args:
+        path: the file.
+        settings: values that replace the file's, by dotted name, such as {"seed": 1, "domain.path": "24.csv"}.
 
     Raises:
         ConfigError: the file is missing, is no YAML mapping, or a field is unknown or has a value that cannot be.
@@ -249,6 +253,8 @@ def load_config(path: str | Path) -> Config:
         raise ConfigError(f"config {str(path)!r} is no valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"config {str(path)!r} must be a mapping of sections, but is {type(raw).__name__}")
+    for name, value in (settings or {}).items():
+        _set(raw, name, value)
     return parse_config(raw, source=str(path))
 
 
@@ -303,6 +309,15 @@ def _check_sets(scoring: SetScoring, num_responses: int) -> None:
             f"scoring.num_sets (K) {scoring.num_sets} must not exceed {MAX_ENUMERATED_SETS}; "
             "leave it out for all sets in closed form"
         )
+
+
+def _set(raw: dict[str, Any], name: str, value: Any) -> None:
+    *sections, key = name.split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise ConfigError(f"setting {name!r} cannot be: {section!r} is no section")
+    raw[key] = value
 
 
 def _override(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def flow_run(flow_run_id):
 def flow_process(flow_run_id):
     """The id of the flow's process, once the flow's body runs."""
     until(lambda: flow_run(flow_run_id)["state"]["type"] == "RUNNING")
-    return until(lambda: int((flow_run(flow_run_id)["infrastructure_pid"] or ":0").split(":")[1]))
+    return until(lambda: int(flow_run(flow_run_id)["infrastructure_pid"] or 0))
 
 
 def test_starts_everything_and_then_reuses_it(stack, project):

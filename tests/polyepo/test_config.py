@@ -67,6 +67,17 @@ def test_round_trip_through_yaml(tmp_path):
     assert load_config(path) == config
 
 
+def test_settings_replace_the_files(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(small_config()))
+    config = load_config(path, {"seed": 7, "update.lr": 0.25})
+    assert (config.seed, config.update.lr) == (7, 0.25)
+    with pytest.raises(ConfigError, match=r"update\.ler: unknown key"):
+        load_config(path, {"update.ler": 1})
+    with pytest.raises(ConfigError, match="'steps' is no section"):
+        load_config(path, {"steps.x": 1})
+
+
 def test_differences_show_what_changed():
     before = parse_config(small_config()).runs("r")["r"].model_dump(mode="json")
     after = parse_config(small_config(update={"lr": 2e-3})).runs("r")["r"].model_dump(mode="json")

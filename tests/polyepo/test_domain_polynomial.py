@@ -56,6 +56,7 @@ def test_one_wrong_field_is_wrong_but_keeps_its_strategy(field, delta):
         "-2 4 6 10 017",
         "-2 4 6 10 17.0",
         "-2 ٤ 6 10 17",
+        "-2 4 6 10 1٧",
         "-2 ４ 6 10 17",
         "-2 4² 6 10 17",
         "−2 4 6 10 17",
