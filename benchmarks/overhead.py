@@ -2,8 +2,8 @@
 
     python benchmarks/overhead.py --steps 1000
 
-Trains the quickstart's Poly-EPO arm through the real flow against a Prefect server of its own, and reads the times from the
-artifacts: from one update's commit to the next, less the seconds that the four stages say they worked.
+Trains the quickstart's Poly-EPO arm through the real flow against a Prefect server of its own, and reads the times from
+the artifacts: from one update's commit to the next, less the seconds that the four stages say they worked.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class Policy:
 
     model: Any
     tokenizer: Any
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     eos_token_ids: frozenset[int]
     version: int = 0
 
