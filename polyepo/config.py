@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from polyepo.advantages import MAX_ENUMERATED_SETS
 from polyepo.domains import AnyDomain
-from polyepo.judges import AnyJudge
+from polyepo.judges import AnyJudge, Judge
 from polyepo.objectives import MeanReward, PassAtN, Polychromic
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -129,7 +129,14 @@ class GRPODivScoring(Section):
     weight: float = Field(0.5, ge=0)
 
 
-AnyScoring = Annotated[SetScoring | GRPOScoring | GRPODivScoring, Field(discriminator="method")]
+Scoring = SetScoring | GRPOScoring | GRPODivScoring
+AnyScoring = Annotated[Scoring, Field(discriminator="method")]
+
+
+def scoring_id(scoring: Scoring, judge: Judge) -> str:
+    """The name of a scoring in the store: what it is, then what exactly, of which judge's labels."""
+    content = {"scoring": scoring.model_dump(mode="json"), "judge": judge.judge_id}
+    return f"{scoring.method}-{digest(content)[:8]}"
 
 
 class UpdateConfig(Section):
@@ -209,9 +216,8 @@ class RunConfig(Section):
 
     @property
     def scoring_id(self) -> str:
-        """The name of this run's own scoring in the store: what it is, then what exactly."""
-        content = {"scoring": self.scoring.model_dump(mode="json"), "judge": self.judge.judge_id}
-        return f"{self.scoring.method}-{digest(content)[:8]}"
+        """The name of this run's own scoring in the store."""
+        return scoring_id(self.scoring, self.judge)
 
 
 class Config(RunConfig):

@@ -33,7 +33,7 @@ def evaluate(root: str, name: str, step: int) -> str:
         verdicts = run.config.domain.verify_batch(
             [run.problems[row["problem_id"]] for row in rows], [row["response"] for row in rows]
         )
-        for row, verdict, label in zip(rows, verdicts, label_rows(run, rows), strict=True):
+        for row, verdict, label in zip(rows, verdicts, label_rows(run, run.config.judge, rows), strict=True):
             row |= {
                 "step": step,
                 "benchmark": BENCHMARK,

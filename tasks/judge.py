@@ -10,8 +10,9 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from polyepo.judges import Group
+from polyepo.judges import Group, Judge
 from polyepo.schemas import LABELS
+from storage import ArtifactKey
 from tasks.run import Run, open_run
 
 
@@ -19,27 +20,32 @@ from tasks.run import Run, open_run
 def judge(root: str, name: str, step: int, shard: int) -> str:
     """Commit one label per response of a shard, by the run's own judge."""
     run = open_run(root, name)
-    key = run.labels_key(step, shard)
+    return commit_labels(run, run.config.judge, step, shard).path
+
+
+def commit_labels(run: Run, judge: Judge, step: int, shard: int) -> ArtifactKey:
+    """Commit one label per response of a shard, by any judge, unless they are there; returns their key."""
+    key = run.labels_key(step, shard, judge)
     if not run.store.exists(key):
         started = time.perf_counter()
         rollouts = run.key("rollouts", step, shard)
         rows = run.store.read_table(rollouts, columns=["problem_id", "sample", "response"]).to_pylist()
-        labelled = label_rows(run, rows)
+        labelled = label_rows(run, judge, rows)
         table = pa.Table.from_pylist(
-            [{"run": name, "step": step, "judge": run.config.judge.judge_id, **row} for row in labelled],
+            [{"run": run.name, "step": step, "judge": judge.judge_id, **row} for row in labelled],
             schema=LABELS,
         )
         parent = run.store.manifest(rollouts)
         provenance = run.provenance(step - 1, time.perf_counter() - started)
         run.store.commit_table(key, table, table_name="labels", parents=[parent], provenance=provenance)
-    return key.path
+    return key
 
 
-def label_rows(run: Run, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def label_rows(run: Run, judge: Judge, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Labels of rollout rows (problem_id, sample, response), which must be grouped by problem; same order."""
     grouped = [list(group) for _, group in groupby(rows, key=lambda row: row["problem_id"])]
     groups = [Group(run.problems[g[0]["problem_id"]], [row["response"] for row in g]) for g in grouped]
-    labels = run.config.judge.label(run.config.domain, groups)
+    labels = judge.label(run.config.domain, groups)
     return [
         {"problem_id": row["problem_id"], "sample": row["sample"], **label._asdict()}
         for group, group_labels in zip(grouped, labels, strict=True)

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from polyepo.config import ConfigError, RunConfig, differences
 from polyepo.domains import Problem
+from polyepo.judges import Judge
 from polyepo.schemas import PROBLEMS
 from polyepo.seeds import derive_seed
 from storage import ArtifactKey, Manifest, Provenance, Store, open_store
@@ -42,13 +43,13 @@ class Run:
         """The key of one of this run's artifacts."""
         return ArtifactKey(self.name, stage, step, tuple(partition.items()), shard)
 
-    def labels_key(self, step: int, shard: int) -> ArtifactKey:
-        """Labels by the run's own judge."""
-        return self.key("labels", step, shard, judge=self.config.judge.judge_id)
+    def labels_key(self, step: int, shard: int, judge: Judge | None = None) -> ArtifactKey:
+        """Labels by a judge; by the run's own if none is given."""
+        return self.key("labels", step, shard, judge=(judge or self.config.judge).judge_id)
 
-    def scores_key(self, step: int) -> ArtifactKey:
-        """Scores by the run's own scoring."""
-        return self.key("scores", step, scoring=self.config.scoring_id)
+    def scores_key(self, step: int, scoring_id: str | None = None) -> ArtifactKey:
+        """Scores by a scoring; by the run's own if none is given."""
+        return self.key("scores", step, scoring=scoring_id or self.config.scoring_id)
 
     def provenance(self, policy_version: int | None, seconds: float | None = None) -> Provenance:
         """What is recorded with an artifact of this run."""

@@ -12,10 +12,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from polyepo.advantages import grpo_advantages, grpo_div_advantages, marginal_set_advantages
-from polyepo.config import GRPOScoring, RunConfig, SetScoring
+from polyepo.config import GRPOScoring, Scoring, SetScoring, scoring_id
+from polyepo.judges import Judge
 from polyepo.objectives import DEGENERATE
 from polyepo.schemas import SCORES
 from polyepo.seeds import derive_seed
+from storage import ArtifactKey
 from tasks.run import Run, open_run
 
 
@@ -23,24 +25,31 @@ from tasks.run import Run, open_run
 def score(root: str, name: str, step: int) -> str:
     """Commit reward and advantage of every response of a step, by the run's own scoring."""
     run = open_run(root, name)
-    key = run.scores_key(step)
+    return commit_scores(run, run.config.scoring, run.config.judge, step).path
+
+
+def commit_scores(run: Run, scoring: Scoring, judge: Judge, step: int) -> ArtifactKey:
+    """Commit a step's scores by any scoring of any judge's labels, unless they are there; returns their key."""
+    key = run.scores_key(step, scoring_id(scoring, judge))
     if not run.store.exists(key):
         started = time.perf_counter()
         shards = range(run.config.sampling.shards)
-        parents = [k for s in shards for k in (run.key("rollouts", step, s), run.labels_key(step, s))]
-        table = score_table(run, step)
+        parents = [k for s in shards for k in (run.key("rollouts", step, s), run.labels_key(step, s, judge))]
+        table = score_table(run, scoring, judge, step)
         provenance = run.provenance(step - 1, time.perf_counter() - started)
         manifests = [run.store.manifest(parent) for parent in parents]
         run.store.commit_table(key, table, table_name="scores", parents=manifests, provenance=provenance)
-    return key.path
+    return key
 
 
-def score_table(run: Run, step: int) -> pa.Table:
-    """The scores table of a step from its committed rollouts and labels."""
+def score_table(run: Run, scoring: Scoring, judge: Judge, step: int) -> pa.Table:
+    """The scores table of a step from its committed rollouts and a judge's labels."""
     rows: list[dict[str, Any]] = []
     for shard in range(run.config.sampling.shards):
         rollouts = run.store.read_table(run.key("rollouts", step, shard), ["problem_id", "sample", "response"])
-        labels = run.store.read_table(run.labels_key(step, shard), ["problem_id", "sample", "cluster", "degenerate"])
+        labels = run.store.read_table(
+            run.labels_key(step, shard, judge), ["problem_id", "sample", "cluster", "degenerate"]
+        )
         label_of = {(label["problem_id"], label["sample"]): label for label in labels.to_pylist()}
         rows += [row | label_of[(row["problem_id"], row["sample"])] for row in rollouts.to_pylist()]
     problems = [run.problems[row["problem_id"]] for row in rows]
@@ -55,14 +64,14 @@ def score_table(run: Run, step: int) -> pa.Table:
     num_responses = run.config.sampling.num_responses
     rewards_PN = np.array([v.reward for v in verdicts], dtype=float).reshape(-1, num_responses)
     clusters_PN, labelled_P = cluster_matrix(rows, num_responses)
-    advantages_PN = advantages(run.config, rewards_PN, clusters_PN, step)
+    advantages_PN = advantages(scoring, rewards_PN, clusters_PN, derive_seed(run.config.seed, "sets", step))
     advantages_PN[~labelled_P] = 0.0  # a prompt the judge could not label has no signal, rather than a made-up one
     constant = {
         "run": run.name,
         "step": step,
-        "scoring": run.config.scoring_id,
-        "objective": objective_name(run.config),
-        "judge": run.config.judge.judge_id,
+        "scoring": scoring_id(scoring, judge),
+        "objective": objective_name(scoring),
+        "judge": judge.judge_id,
     }
     return pa.Table.from_pylist(
         [
@@ -88,9 +97,8 @@ def cluster_matrix(rows: list[dict[str, Any]], num_responses: int) -> tuple[np.n
     return np.array(clusters, dtype=np.int64).reshape(shape), complete
 
 
-def advantages(config: RunConfig, rewards_PN: np.ndarray, clusters_PN: np.ndarray, step: int) -> np.ndarray:
-    """Advantages (P, N) by the configured scoring."""
-    scoring = config.scoring
+def advantages(scoring: Scoring, rewards_PN: np.ndarray, clusters_PN: np.ndarray, seed: int) -> np.ndarray:
+    """Advantages (P, N) by a scoring; the seed is for scorings that draw sets."""
     if isinstance(scoring, SetScoring):
         return marginal_set_advantages(
             rewards_PN,
@@ -98,7 +106,7 @@ def advantages(config: RunConfig, rewards_PN: np.ndarray, clusters_PN: np.ndarra
             scoring.set_size,
             scoring.set_objective(),
             num_sets=scoring.num_sets,
-            seed=derive_seed(config.seed, "sets", step),
+            seed=seed,
             aggregate=scoring.aggregate,
         )
     if isinstance(scoring, GRPOScoring):
@@ -106,6 +114,6 @@ def advantages(config: RunConfig, rewards_PN: np.ndarray, clusters_PN: np.ndarra
     return grpo_div_advantages(rewards_PN, clusters_PN, scoring.weight)
 
 
-def objective_name(config: RunConfig) -> str:
+def objective_name(scoring: Scoring) -> str:
     """What the scores table calls the objective."""
-    return config.scoring.objective if isinstance(config.scoring, SetScoring) else config.scoring.method
+    return scoring.objective if isinstance(scoring, SetScoring) else scoring.method
