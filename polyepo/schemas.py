@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+# 2: evals have strategies.
+SCHEMA_VERSION = 2
 
 
 def _schema(*fields: tuple[str, pa.DataType] | pa.Field) -> pa.Schema:
@@ -142,6 +143,8 @@ EVALS = _schema(
     ("judge", STRING),
     _nullable("cluster", INT32),
     ("degenerate", BOOL),
+    _nullable("macro_strategy", STRING),
+    _nullable("micro_strategy", STRING),
 )
 
 TABLES: dict[str, pa.Schema] = {

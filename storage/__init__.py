@@ -1,16 +1,19 @@
 """Artifacts on a local disk or object storage: a commit protocol, and readers that trust nothing but manifests."""
 
+from storage.catalog import Catalog, connect
 from storage.layout import ArtifactKey, ModelKey
 from storage.manifest import Manifest, Provenance
 from storage.store import CorruptArtifactError, Store, StoreError, open_store
 
 __all__ = [
     "ArtifactKey",
+    "Catalog",
     "CorruptArtifactError",
     "Manifest",
     "ModelKey",
     "Provenance",
     "Store",
     "StoreError",
+    "connect",
     "open_store",
 ]

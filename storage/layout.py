@@ -8,9 +8,14 @@ from dataclasses import dataclass
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
+def is_name(value: str) -> bool:
+    """Whether a name is safe as a path component."""
+    return bool(_NAME.fullmatch(value)) and ".." not in value
+
+
 def check_name(field: str, value: str) -> str:
     """Return a name that is safe as a path component, or raise ValueError naming the field."""
-    if not isinstance(value, str) or not _NAME.fullmatch(value) or ".." in value:
+    if not isinstance(value, str) or not is_name(value):
         raise ValueError(
             f"{field} {value!r} must be 1 to 100 letters, digits, '.', '_' or '-', begin with a letter or digit "
             "and not contain '..'"

@@ -30,6 +30,10 @@ class ParentRef(_Record):
 
     path: str
     content_digest: str
+    schema_version: int = 1
+    attempt: str | None = None
+    files: list[FileEntry] = []
+    """With attempt and files a reader of many artifacts need not read each one's manifest."""
 
 
 class Manifest(_Record):
@@ -61,7 +65,13 @@ class Manifest(_Record):
     @property
     def reference(self) -> ParentRef:
         """How artifacts made from this one name it."""
-        return ParentRef(path=self.path, content_digest=self.content_digest)
+        return ParentRef(
+            path=self.path,
+            content_digest=self.content_digest,
+            schema_version=self.schema_version,
+            attempt=self.attempt,
+            files=self.files,
+        )
 
 
 @dataclass(frozen=True)

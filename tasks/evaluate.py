@@ -38,8 +38,7 @@ def evaluate(root: str, name: str, step: int) -> str:
                 "step": step,
                 "benchmark": BENCHMARK,
                 "judge": run.config.judge.judge_id,
-                "cluster": label["cluster"],
-                "degenerate": label["degenerate"],
+                **{name: label[name] for name in ("cluster", "degenerate", "macro_strategy", "micro_strategy")},
                 **verdict._asdict(),
             }
         table = pa.Table.from_pylist(rows, schema=EVALS)

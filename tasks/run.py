@@ -108,7 +108,7 @@ def create_or_resume(root: str, name: str, config: RunConfig) -> Run:
     if existing is None:
         splits = {"train": config.domain.problems("train"), "heldout": config.domain.problems("heldout")}
         check_problems(splits, config)
-        record = {"run": name, "config": wanted, "config_hash": config.digest, **_environment()}
+        record = {"run": name, "config": wanted, "config_hash": config.digest, **_ids(config), **_environment()}
         existing = store.create_run(name, record)
     if changed := differences(existing["config"], wanted):
         raise RunExistsError(
@@ -153,6 +153,11 @@ def code_version() -> str:
         check=False,
     )
     return version("poly-epo") + (f"+{commit.stdout.strip()}" if commit.returncode == 0 else "")
+
+
+def _ids(config: RunConfig) -> dict[str, str]:
+    """What the run's own labels and scores are called, for readers that know no configurations."""
+    return {"judge": config.judge.judge_id, "scoring": config.scoring_id}
 
 
 def _environment() -> dict[str, object]:

@@ -13,6 +13,7 @@ from prefect.cache_policies import NO_CACHE
 
 from polyepo import metrics
 from polyepo.schemas import UPDATES
+from storage import ArtifactKey
 from tasks.policy import apply_update, put_policy, take_policy
 from tasks.run import Run, open_run
 from tasks.score import cluster_matrix
@@ -38,10 +39,10 @@ def update(root: str, name: str, step: int) -> str:
             "seconds_update": seconds,
             "checkpoint": run.key("checkpoints", step).path if checkpoint_due(run, step) else None,
         }
-        parent = run.store.manifest(run.scores_key(step))
+        parents = [run.store.manifest(parent) for keys in _stage_keys(run, step).values() for parent in keys]
         provenance = run.provenance(policy.version, seconds)
         table = pa.Table.from_pylist([row], schema=UPDATES)
-        run.store.commit_table(key, table, table_name="updates", parents=[parent], provenance=provenance)
+        run.store.commit_table(key, table, table_name="updates", parents=parents, provenance=provenance)
         put_policy(run, policy)
     return key.path
 
@@ -83,13 +84,17 @@ def _batch_statistics(run: Run, step: int) -> dict[str, Any]:
     }
 
 
+def _stage_keys(run: Run, step: int) -> dict[str, list[ArtifactKey]]:
+    """The artifacts of the step's earlier stages."""
+    shards = range(run.config.sampling.shards)
+    return {
+        "sample": [run.key("rollouts", step, shard) for shard in shards],
+        "judge": [run.labels_key(step, shard) for shard in shards],
+        "score": [run.scores_key(step)],
+    }
+
+
 def _stage_seconds(run: Run, step: int) -> dict[str, float]:
     """Seconds of the earlier stages, as their manifests say."""
-    shards = range(run.config.sampling.shards)
-    stages = {
-        "seconds_sample": [run.key("rollouts", step, shard) for shard in shards],
-        "seconds_judge": [run.labels_key(step, shard) for shard in shards],
-        "seconds_score": [run.scores_key(step)],
-    }
-    manifests = {stage: [run.store.manifest(key) for key in keys] for stage, keys in stages.items()}
-    return {stage: sum((m.seconds or 0.0) for m in found if m) for stage, found in manifests.items()}
+    manifests = {stage: [run.store.manifest(key) for key in keys] for stage, keys in _stage_keys(run, step).items()}
+    return {f"seconds_{stage}": sum((m.seconds or 0.0) for m in found if m) for stage, found in manifests.items()}

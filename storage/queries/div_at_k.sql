@@ -1,0 +1,15 @@
+-- div_at_k(k): how many distinct successful strategies are among k samples, in expectation? Mean over problems.
+CREATE OR REPLACE MACRO div_at_k(k) AS TABLE
+WITH clusters AS (
+    SELECT run, benchmark, step, scoring, judge, problem_id, cluster, count(reward) AS samples,
+           count(*) FILTER (reward > 0.5 AND NOT degenerate) AS correct
+    FROM graded GROUP BY ALL
+), problems_of AS (
+    SELECT run, benchmark, step, scoring, judge, problem_id, sum(samples)::BIGINT AS samples,
+           list(correct) FILTER (cluster IS NOT NULL AND correct > 0) AS sizes
+    FROM clusters GROUP BY ALL
+)
+SELECT run, benchmark, step, scoring, judge,
+       avg(coalesce(list_sum([chance_of_one(samples, size, k) FOR size IN sizes]), 0)) AS div_at_k, count(*) AS problems
+FROM problems_of WHERE samples >= k
+GROUP BY ALL ORDER BY ALL;

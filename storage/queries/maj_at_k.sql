@@ -1,0 +1,31 @@
+-- maj_at_k(k): how often is the most frequent of k answers correct, and which share of the votes does it have?
+-- Samples 0..k-1, k..2k-1, ... each vote once: any k samples are as good a draw as any other. Unreadable answers
+-- never win but count as votes; answers that tie share the win; an answer graded both ways counts as its share.
+CREATE OR REPLACE MACRO maj_at_k(k) AS TABLE
+WITH votes AS (
+    SELECT run, benchmark, step, scoring, judge, problem_id, sample // k AS block, parsed_answer, count(*) AS votes
+    FROM graded GROUP BY ALL
+), grades AS (
+    SELECT run, benchmark, step, scoring, judge, problem_id, parsed_answer, avg((reward > 0.5)::INT) AS correct
+    FROM graded WHERE parsed_answer IS NOT NULL GROUP BY ALL
+), answers AS (
+    SELECT v.* EXCLUDE (votes), votes, correct,
+           max(votes) FILTER (v.parsed_answer IS NOT NULL) OVER block_of AS most,
+           sum(votes) OVER block_of AS cast_votes
+    FROM votes v LEFT JOIN grades g
+      ON (v.run, v.benchmark, v.step, v.problem_id, v.parsed_answer)
+       = (g.run, g.benchmark, g.step, g.problem_id, g.parsed_answer)
+     AND v.scoring IS NOT DISTINCT FROM g.scoring AND v.judge IS NOT DISTINCT FROM g.judge
+    WINDOW block_of AS (PARTITION BY v.run, v.benchmark, v.step, v.scoring, v.judge, v.problem_id, v.block)
+), blocks AS (
+    SELECT run, benchmark, step, scoring, judge, problem_id, block,
+           coalesce(avg(correct) FILTER (votes = most AND parsed_answer IS NOT NULL), 0) AS accuracy,
+           coalesce(any_value(most), 0) / k AS vote_share
+    FROM answers WHERE cast_votes = k GROUP BY ALL
+), problems_of AS (
+    SELECT run, benchmark, step, scoring, judge, problem_id, avg(accuracy) AS accuracy, avg(vote_share) AS vote_share
+    FROM blocks GROUP BY ALL
+)
+SELECT run, benchmark, step, scoring, judge, avg(accuracy) AS maj_at_k, avg(vote_share) AS vote_share,
+       count(*) AS problems
+FROM problems_of GROUP BY ALL ORDER BY ALL;

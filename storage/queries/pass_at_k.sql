@@ -1,0 +1,11 @@
+-- pass_at_k(k): how likely is one of k samples correct? Unbiased, from all samples of a problem; mean over problems.
+-- Problems with fewer than k samples are left out.
+CREATE OR REPLACE MACRO pass_at_k(k) AS TABLE
+SELECT run, benchmark, step, scoring, judge, avg(chance_of_one(samples, correct, k)) AS pass_at_k, count(*) AS problems
+FROM (
+    SELECT run, benchmark, step, scoring, judge, problem_id, count(reward) AS samples,
+           count(*) FILTER (reward > 0.5) AS correct
+    FROM graded GROUP BY ALL
+)
+WHERE samples >= k
+GROUP BY ALL ORDER BY ALL;
