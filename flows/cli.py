@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -106,6 +106,42 @@ def summary(run: str, root: RootOption = "artifacts") -> None:
 
 
 @app.command()
+def sql(
+    command: Annotated[str | None, typer.Option("--command", "-c", help="Run this and leave.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Run this file and leave.")] = None,
+    form: Annotated[
+        Literal["table", "csv", "json", "parquet", "markdown"], typer.Option("--format", help="Of the results.")
+    ] = "table",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here; tables go to the screen.")] = None,
+    print_init: Annotated[
+        bool, typer.Option("--print-init", help="Print SQL that makes the same views in any DuckDB.")
+    ] = False,
+    root: RootOption = "artifacts",
+) -> None:
+    """Ask a root's artifacts in SQL: views of every table, and a query for each usual question (.help lists them)."""
+    console = Console()
+    if command and file:
+        _fail(console, "--command and --file cannot both be given", code=2)
+    try:
+        text = file.read_text(encoding="utf-8") if file else command
+    except (OSError, UnicodeDecodeError) as error:
+        _fail(console, f"--file {str(file)!r} cannot be read: {error}", code=2)
+    from flows.sql import SQLError, execute, prompt
+    from storage import Catalog
+
+    catalog = Catalog(root)
+    if print_init:
+        typer.echo(catalog.init_sql())
+    elif text is None and sys.stdin.isatty():
+        prompt(catalog, form, console)
+    else:
+        try:
+            execute(catalog, sys.stdin.read() if text is None else text, form, output, console)
+        except SQLError as error:
+            _fail(console, str(error))
+
+
+@app.command()
 def stop() -> None:
     """Stop the local Prefect server and worker that `train` started."""
     from flows import local_stack
@@ -146,6 +182,6 @@ def _command(program: str, *arguments: str) -> str:
     return shlex.join([str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path), *arguments])
 
 
-def _fail(console: Console, message: str, code: int = 1) -> None:
+def _fail(console: Console, message: str, code: int = 1) -> NoReturn:
     console.print(message, style="red", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(code)

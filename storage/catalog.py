@@ -14,9 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from itertools import chain
+from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.fs
 
 from polyepo.schemas import TABLES
 from storage.files import RemoteFiles
@@ -70,6 +73,10 @@ class _Table:
         return self.path.split("/")[2]
 
     @property
+    def step(self) -> int:
+        return next(int(part.removeprefix("step=")) for part in self.path.split("/") if part.startswith("step="))
+
+    @property
     def partition_keys(self) -> tuple[str, ...]:
         return tuple(part.split("=")[0] for part in self.path.split("/") if "=" in part)
 
@@ -88,23 +95,31 @@ class Catalog:
         self.connection.execute(f"SET temp_directory = {_quote(tempfile.gettempdir() + '/polyepo-duckdb')}")
         self.connection.execute("SET preserve_insertion_order = false")
         self.connection.execute("SET TimeZone = 'UTC'")
-        if isinstance(self._store.files, RemoteFiles):
-            self.connection.register_filesystem(self._store.files.fs)
         self.refresh()
 
     def refresh(self) -> None:
         """Show what was committed since."""
         self._scan()
-        self.connection.execute(self.init_sql())
+        files = self._store.files
+        if isinstance(files, RemoteFiles):
+            # DuckDB asks for every file by name before a query: on object storage a request each. Arrow does not.
+            for name, schema in TABLES.items():
+                self.connection.register(name, _dataset(schema, self._tables(name), files.fs))
+            self.connection.execute("\n".join([self._runs_view(), *queries().values()]))
+        else:
+            self.connection.execute(self.init_sql())
 
     def init_sql(self) -> str:
         """SQL that makes the same views and macros in any DuckDB that can read the root's files."""
-        by_stage = defaultdict(list)
-        for table in self._known.values():
-            by_stage[table.stage].append(table)
-        runs = [_values(rows)] if (rows := self._runs()) else []
-        views = [_view(name, schema, _readers(by_stage[name])) for name, schema in TABLES.items()]
-        return "\n".join([_view("runs", pa.schema(_RUN_COLUMNS), runs), *views, *queries().values()])
+        views = [_view(name, schema, _readers(self._tables(name))) for name, schema in TABLES.items()]
+        return "\n".join([self._runs_view(), *views, *queries().values()])
+
+    def _tables(self, stage: str) -> list[_Table]:
+        return sorted((table for table in self._known.values() if table.stage == stage), key=lambda table: table.path)
+
+    def _runs_view(self) -> str:
+        runs = self._runs()
+        return _view("runs", pa.schema(_RUN_COLUMNS), [_values(runs)] if runs else [])
 
     def _scan(self) -> None:
         with ThreadPoolExecutor(32) as pool:
@@ -218,12 +233,26 @@ def _readers(tables: list[_Table]) -> list[str]:
 
 
 def _reader(keys: tuple[str, ...], tables: list[_Table]) -> str:
-    files = ",\n".join(_quote(url) for table in sorted(tables, key=lambda t: t.path) for url in table.urls)
+    files = ",\n".join(_quote(url) for table in tables for url in table.urls)
     # Steps and judges are in the path as well, so a query of one step opens that step's files alone.
     types = ", ".join(f"{key!r}: {'INTEGER' if key in ('step', 'shard') else 'VARCHAR'}" for key in keys)
     columns = "* EXCLUDE (shard)" if "shard" in keys else "*"
     options = f"hive_partitioning = true, hive_types = {{{types}}}"
     return f"SELECT {columns} FROM read_parquet([{files}], {options})"  # noqa: S608 - every URL is quoted
+
+
+def _dataset(schema: pa.Schema, tables: list[_Table], filesystem: Any) -> ds.Dataset:
+    """The tables' files as one Arrow dataset; columns that an older version did not write are null."""
+    files = [(url.split("://", 1)[1], table) for table in tables for url in table.urls]
+    # A query of one step opens that step's files alone.
+    step_of = [ds.field("step") == table.step if "step" in schema.names else ds.scalar(True) for _, table in files]
+    return ds.FileSystemDataset.from_paths(
+        [path for path, _ in files],
+        schema=schema,
+        format=ds.ParquetFileFormat(),
+        filesystem=pa.fs.PyFileSystem(pa.fs.FSSpecHandler(filesystem)),  # type: ignore[abstract]
+        partitions=step_of,
+    )
 
 
 def _values(rows: list[list[object]]) -> str:

@@ -1,6 +1,11 @@
 """Fixtures: a model small enough to train in a test, and the real data where it is."""
 
 import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -41,3 +46,33 @@ def small_config(**changes):
         merge = isinstance(value, dict) and not {"name", "method"} & value.keys()
         config[key] = {**config.get(key, {}), **value} if merge else value
     return config
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """A bucket of a real S3 server; from its start on the environment names the server."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-c", f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    saved = dict(os.environ)
+    os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_ENDPOINT_URL_S3": url,
+                   "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
+    for _ in range(300):
+        try:
+            urllib.request.urlopen(url, timeout=1)
+            break
+        except OSError:
+            time.sleep(0.1)
+    import s3fs
+
+    s3fs.S3FileSystem(endpoint_url=url).mkdir("bucket")
+    yield "s3://bucket"
+    server.terminate()
+    server.wait()
+    os.environ.clear()
+    os.environ.update(saved)

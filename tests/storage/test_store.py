@@ -4,11 +4,9 @@ import errno
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
@@ -33,35 +31,6 @@ def labels(num_rows=8, text="x"):
 
 def commit(store, table=None, key=KEY):
     return store.commit_table(key, labels() if table is None else table, table_name="labels", provenance=PROVENANCE)
-
-
-@pytest.fixture(scope="module")
-def s3():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-c", f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
-    saved = dict(os.environ)
-    os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_ENDPOINT_URL_S3": url,
-                   "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
-    for _ in range(300):
-        try:
-            urllib.request.urlopen(url, timeout=1)
-            break
-        except OSError:
-            time.sleep(0.1)
-    import s3fs
-
-    s3fs.S3FileSystem(endpoint_url=url).mkdir("bucket")
-    yield "s3://bucket"
-    server.terminate()
-    server.wait()
-    os.environ.clear()
-    os.environ.update(saved)
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
