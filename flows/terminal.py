@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 
-# Cc: control characters, ESC among them. Cf: invisible ones, among them those that reverse the writing direction.
-# Cs: halves of surrogate pairs. Zl, Zp: line breaks of another kind.
-_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-
-
 def safe_text(value: object, limit: int = 2000) -> str:
     """One line of visible characters: whatever could move the cursor or hide text is written as its escape.
 
@@ -17,7 +12,7 @@ def safe_text(value: object, limit: int = 2000) -> str:
         limit: characters to show; the rest is cut, and it is said how many there were.
     """
     text = str(value)
-    shown = "".join(c if unicodedata.category(c) not in _HIDDEN else _escape(c) for c in text[:limit])
+    shown = "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else _escape(c) for c in text[:limit])
     return shown if len(text) <= limit else f"{shown} … ({len(text):,} characters)"
 
 
