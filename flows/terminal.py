@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
+
 def safe_text(value: object, limit: int = 2000) -> str:
     """One line of visible characters: whatever could move the cursor or hide text is written as its escape.
 

@@ -71,7 +71,7 @@ class Store:
         if (existing := self.manifest(key)) is not None:
             return existing
         table = conform(table, table_name)
-        data = _parquet(table, table_name, provenance)
+        data = table_bytes(table, table_name, provenance)
         entry = _entry("part-00000.parquet", data, table.num_rows)
         return self._commit(key, [(entry, data)], provenance, parents, table_name, table.num_rows)
 
@@ -292,7 +292,8 @@ def conform(table: pa.Table, table_name: str) -> pa.Table:
     return table
 
 
-def _parquet(table: pa.Table, table_name: str, provenance: Provenance) -> bytes:
+def table_bytes(table: pa.Table, table_name: str, provenance: Provenance) -> bytes:
+    """The Parquet file of a table, with its provenance in the footer; the same rows give the same bytes."""
     metadata = {
         "polyepo.table": table_name,
         "polyepo.schema_version": str(SCHEMA_VERSION),
