@@ -78,7 +78,7 @@ def report(root: str, seeds: list[int], title: str) -> None:
     for rows in zip(*(summary.rows for summary in summaries), strict=True):
         columns = [[*row.pass_at.values(), *row.strategies_at.values()] for row in rows]
         cells = [f"{np.mean(c):.2f} ({', '.join(f'{v:.2f}' for v in c)})" for c in zip(*columns, strict=True)]
-        print(f"| {rows[0].policy.removeprefix(f'seed{seeds[0]}-')} | {' | '.join(cells)} |")
+        print(f"| {rows[0].policy} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

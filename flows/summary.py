@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from polyepo.config import ConfigError, EvaluationConfig
@@ -44,8 +45,8 @@ def summarize(root: str, run: str) -> Summary:
     if not names:
         raise ConfigError(f"run {run!r} does not exist under {root!r}")
     runs = [open_run(root, name) for name in names]
-    rows = [_row(arm, max(arm.store.steps(arm.name, "updates"), default=0)) for arm in runs]
-    base = _row(runs[0], 0)
+    rows = [_row(arm, max(arm.store.steps(arm.name, "updates"), default=0), run) for arm in runs]
+    base = _row(runs[0], 0, run)
     config = runs[0].config.evaluation or EvaluationConfig()
     held_out = len(runs[0].split("heldout")[: config.max_problems])
     return Summary([base, *(r for r in rows if r.step)], held_out, config.num_samples, runs[0].config.seed)
@@ -53,10 +54,11 @@ def summarize(root: str, run: str) -> Summary:
 
 def render(summary: Summary) -> Table:
     """The summary for a terminal."""
-    table = Table(title=_title(summary), title_justify="left")
+    # Eighty columns hold it.
+    table = Table(title=_title(summary), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     header, *body = _cells(summary)
     for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right")
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for cells in body:
         table.add_row(*cells)
     return table
@@ -75,7 +77,7 @@ def _arms(root: str, run: str) -> list[str]:
     return sorted(names, key=lambda name: str((open_store(root).run_record(name) or {}).get("created_at")))
 
 
-def _row(run: Run, step: int) -> Row:
+def _row(run: Run, step: int, config_run: str) -> Row:
     config = run.config.evaluation or EvaluationConfig()
     key = run.key("evals", step, benchmark=BENCHMARK)
     if not run.store.exists(key):
@@ -87,7 +89,7 @@ def _row(run: Run, step: int) -> Row:
     clusters_PM = np.array(clusters).reshape(shape)
     correct_P = (rewards_PM > 0.5).sum(-1)
     return Row(
-        policy=run.name if step else "base model",
+        policy=run.name.removeprefix(f"{config_run}-") if step else "base model",
         step=step,
         pass_at={k: float(pass_at_k(config.num_samples, correct_P, k).mean()) for k in config.k},
         strategies_at={k: float(div_at_k(rewards_PM, clusters_PM, k).mean()) for k in config.k if k > 1},
@@ -108,22 +110,23 @@ def _seconds(run: Run, last_step: int) -> dict[str, float]:
 def _title(summary: Summary) -> str:
     return (
         f"{summary.num_problems} held-out problems × {summary.num_samples} samples, seed {summary.seed}; "
-        f"distinct@k: distinct successful strategies among k samples; seconds: {' / '.join(STAGES)}"
+        f"distinct@k: distinct successful strategies among k samples; seconds: {' + '.join(STAGES)}"
     )
 
 
 def _cells(summary: Summary) -> list[list[str]]:
     first = summary.rows[0]
-    header = ["policy", "step"]
+    header = ["policy"]
     header += [f"pass@{k}" for k in first.pass_at] + [f"distinct@{k}" for k in first.strategies_at]
     header += ["seconds"]
+    # Arms that stand at another step than the rest say so.
+    last = max(row.step for row in summary.rows)
     body = [
         [
-            row.policy,
-            str(row.step),
+            row.policy + (f" (step {row.step})" if row.step not in (0, last) else ""),
             *(f"{value:.3f}" for value in row.pass_at.values()),
             *(f"{value:.2f}" for value in row.strategies_at.values()),
-            " / ".join(f"{value:.0f}" for value in row.seconds.values()) if row.step else "",
+            "+".join(f"{value:.0f}" for value in row.seconds.values()) if row.step else "",
         ]
         for row in summary.rows
     ]
