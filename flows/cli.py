@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -58,7 +57,7 @@ def train(
         ui = local_stack.api_url().removesuffix("/api")
         if unfinished := follow.find_unfinished(name, root):
             say(f"run {name} is going on already: following it")
-        parameters = {"config": str(config), "run": name, "root": root, "settings": json.dumps(settings)}
+        parameters = {"config": str(config), "run": name, "root": root, "settings": settings}
         flow_run_id = unfinished or follow.run_deployment(local_stack.DEPLOYMENT, parameters)
         say(f"flow run {flow_run_id}: {ui}/runs/flow-run/{flow_run_id}")
         state = follow.follow(flow_run_id, console)

@@ -28,11 +28,12 @@ _GONE_SECONDS = 15.0
 _WORKER_RESTARTS = 2
 
 
-def run_deployment(deployment: str, parameters: dict[str, str]) -> str:
+def run_deployment(deployment: str, parameters: dict[str, Any]) -> str:
     """Issue `prefect deployment run`; returns the flow run's id. Raises StackError with its output if it fails."""
     command = [sys.executable, "-m", "prefect", "deployment", "run", deployment]
     for name, value in parameters.items():
-        command += ["--param", f"{name}={_quoted(value)}"]
+        # Prefect reads parameters as JSON: a run called 2024 or true must stay a text.
+        command += ["--param", f"{name}={json.dumps(value)}"]
     done = subprocess.run(
         command,
         env=local_stack.environment(),
@@ -171,12 +172,3 @@ def _is_gone(flow_run: dict[str, Any]) -> bool:
 def _set_crashed(client: httpx.Client, flow_run_id: str) -> None:
     state = {"type": "CRASHED", "name": "Crashed", "message": "the flow's process is gone"}
     client.post(f"/flow_runs/{flow_run_id}/set_state", json={"state": state, "force": True}).raise_for_status()
-
-
-def _quoted(value: str) -> str:
-    """Prefect reads parameters as JSON: a run called 2024 or true must stay a text."""
-    try:
-        json.loads(value)
-    except ValueError:
-        return value
-    return json.dumps(value)

