@@ -196,10 +196,6 @@ def test_stop_ends_both_and_can_be_repeated(stack):
     assert local_stack.stop() == []
 
 
-def test_parameters_stay_texts():
-    assert [follow._quoted(value) for value in ("run", "2024", "true", "a b")] == ["run", '"2024"', '"true"', "a b"]
-
-
 def test_help_imports_nothing_heavy():
     code = "import sys, flows.cli; sys.exit(bool({'torch', 'prefect', 'transformers', 'pyarrow'} & set(sys.modules)))"
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
