@@ -35,6 +35,9 @@ ARGUMENTS = {
     "div_at_k": "8",
     "cover_at_tau": "0.5",
     "judge_agreement": "'program', 'other'",
+    "agreement_by_prompt": "'program', 'other'",
+    "scoring_agreement": "'poly_epo', 'poly_epo'",
+    "regraded": "'poly_epo', 'poly_epo'",
     "strategy_clusters": "'run', {step}, '{problem}'",
     "strategy_changes": "'run', 1, 'run', {step}",
 }

@@ -29,6 +29,8 @@ response = st.fixed_dictionaries(
         "label": st.sampled_from(["degenerate", "missing", 0, 0, 1, 2]),
         "other": st.sampled_from(["degenerate", "missing", 0, 1, 1]),
         "advantage": st.sampled_from([0.0, 0.0, -0.5, 0.25]),
+        "other_advantage": st.sampled_from([0.0, -1.0, 0.5, 0.75]),
+        "other_reward": st.sampled_from([0.0, 1.0]),
         "parsed_answer": st.sampled_from([None, "1", "2", "';--"]),
         "response_token_ids": st.lists(st.integers(0, 2), min_size=1, max_size=5),
         "finish_reason": st.sampled_from(["stop", "length"]),
@@ -78,11 +80,19 @@ def commit_step(store, run, step, prompts):
     constant = {"scoring": "own", "objective": "o", "judge": "first"}
     scored = [pick({**row, **label_of(row["label"]), **constant}, SCORES) for row in rows]
     commit(store, run, "scores", step, scored, SCORES, scoring="own")
+    if "other_reward" in rows[0]:
+        pairs = [(row["other_advantage"], row["other_reward"]) for row in rows]
+        regraded = [
+            {**new, "scoring": "other", "advantage": a, "reward": r} for new, (a, r) in zip(scored, pairs, strict=True)
+        ]
+        commit(store, run, "scores", step, regraded, SCORES, scoring="other")
 
 
 def make_root(folder, steps, run="run"):
     store = Store(str(folder))
-    store.create_run(run, {"config": {"steps": len(steps), "seed": 0, "domain": {"name": "d"}}, "config_hash": "h"})
+    store.create_run(
+        run, {"config": {"steps": len(steps), "seed": 0, "domain": {"name": "d"}}, "config_hash": "h", "scoring": "own"}
+    )
     for step, prompts in enumerate(steps, 1):
         commit_step(store, run, step, prompts)
     return store
@@ -126,7 +136,8 @@ def test_queries_equal_plain_computations(folder, steps, data):
         correct = [[r > 0.5 for r in group] for group in rewards]
 
         def one(sql, step=step):
-            found = ask(connection, f"SELECT * FROM {sql} WHERE step = {step}")
+            mine = "" if sql in ("branching()", "lengths()") else " AND scoring = 'own'"
+            found = ask(connection, f"SELECT * FROM {sql} WHERE step = {step}{mine}")
             assert len(found) == 1
             return found[0]
 
@@ -155,14 +166,23 @@ def test_queries_equal_plain_computations(folder, steps, data):
         for name in ("with_gradient", "unlabelled", "all_wrong", "one_cluster", "other_zero"):
             assert found[name] == getattr(signal, name), name
         assert found["prompts"] == len(prompts)
-        flipped = ask(connection, f"SELECT problem_id FROM sign_flips() WHERE step = {step}")
+        flipped = ask(connection, f"SELECT problem_id FROM sign_flips() WHERE step = {step} AND scoring = 'own'")
         expected_flips = metrics.sign_flips(rewards, advantages)
         assert {row["problem_id"] for row in flipped} == {f"p{p}" for p, flip in enumerate(expected_flips) if flip}
         check_branching(one("branching()"), prompts)
         check_lengths(one("lengths()"), prompts)
         check_agreement(ask(connection, f"FROM judge_agreement('first', 'second') WHERE step = {step}"), prompts)
-        check_correctness(ask(connection, f"FROM cluster_correctness() WHERE step = {step}"), prompts)
-        check_clusters(ask(connection, "FROM strategy_clusters('run', ?, 'p0')", step), prompts[0])
+        by_prompt = ask(connection, f"FROM agreement_by_prompt('first', 'second') WHERE step = {step}")
+        check_prompt_agreement({row["problem_id"]: row for row in by_prompt}, prompts)
+        scorings = ask(connection, f"FROM scoring_agreement('own', 'other') WHERE step = {step}")
+        check_scorings({row["problem_id"]: row for row in scorings}, prompts)
+        check_regraded(ask(connection, f"FROM regraded('own', 'other') WHERE step = {step}"), prompts)
+        check_correctness(
+            ask(connection, f"FROM cluster_correctness() WHERE step = {step} AND scoring = 'own'"), prompts
+        )
+        check_clusters(
+            ask(connection, "FROM strategy_clusters('run', ?, 'p0') WHERE scoring = 'own'", step), prompts[0]
+        )
 
 
 def check_branching(found, prompts):
@@ -191,6 +211,39 @@ def check_agreement(found, prompts):
         assert found[0]["ari"] == pytest.approx(mean(metrics.adjusted_rand_index(*pair) for pair in pairs), abs=1e-12)
         assert found[0]["pair_agreement"] == pytest.approx(mean(metrics.pair_agreement(*pair) for pair in pairs))
         assert found[0]["clusters_a"] == mean(len(set(a) - {"degenerate"}) for a, _ in pairs)
+
+
+def check_prompt_agreement(found, prompts):
+    whole = {f"p{p}": g for p, g in enumerate(prompts) if all("missing" not in (r["label"], r["other"]) for r in g)}
+    assert found.keys() == whole.keys()
+    for problem, group in whole.items():
+        a, b = [str(r["label"]) for r in group], [str(r["other"]) for r in group]
+        assert found[problem]["ari"] == pytest.approx(metrics.adjusted_rand_index(a, b), abs=1e-12)
+        assert found[problem]["v_measure"] == pytest.approx(metrics.v_measure(a, b), abs=1e-9)
+        assert found[problem]["pair_agreement"] == pytest.approx(metrics.pair_agreement(a, b))
+        assert found[problem]["responses"] == len(group)
+
+
+def check_scorings(found, prompts):
+    for p, group in enumerate(prompts):
+        a, b = [r["advantage"] for r in group], [r["other_advantage"] for r in group]
+        row = found[f"p{p}"]
+        expected = metrics.rank_correlation(a, b)
+        assert row["rank_correlation"] == (None if math.isnan(expected) else pytest.approx(expected, abs=1e-12))
+        assert row["sign_flips"] == sum(x * y < 0 for x, y in zip(a, b, strict=True))
+        assert row["rewards_changed"] == sum(r["reward"] != r["other_reward"] for r in group)
+
+
+def check_regraded(found, prompts):
+    changed = {
+        (f"p{p}", i, r["reward"], r["other_reward"], f"r{i}")
+        for p, group in enumerate(prompts)
+        for i, r in enumerate(group)
+        if r["reward"] != r["other_reward"]
+    }
+    keys = ("problem_id", "sample", "reward_a", "reward_b", "response")
+    assert {tuple(row[key] for key in keys) for row in found} == changed
+    assert len(found) == len(changed)
 
 
 def check_correctness(found, prompts):
@@ -311,6 +364,7 @@ def test_an_empty_root_has_every_view_and_query(tmp_path):
         assert ask(connection, f"SELECT * FROM {view}") == []
     arguments = {
         "pass_at_k": "1", "div_at_k": "1", "maj_at_k": "1", "cover_at_tau": "0.5", "judge_agreement": "'a', 'b'",
+        "agreement_by_prompt": "'a', 'b'", "scoring_agreement": "'a', 'b'", "regraded": "'a', 'b'",
         "strategy_clusters": "'r', 1, 'p'", "strategy_changes": "'r', 1, 'r', 2",
     }  # fmt: skip
     for name in queries().keys() - {"views"}:
