@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from polyepo.advantages import MAX_ENUMERATED_SETS
-from polyepo.domains import AnyDomain
+from polyepo.domains import AnyDomain, Domain
 from polyepo.judges import AnyJudge, Judge
 from polyepo.objectives import MeanReward, PassAtN, Polychromic
 
@@ -133,9 +133,14 @@ Scoring = SetScoring | GRPOScoring | GRPODivScoring
 AnyScoring = Annotated[Scoring, Field(discriminator="method")]
 
 
-def scoring_id(scoring: Scoring, judge: Judge) -> str:
-    """The name of a scoring in the store: what it is, then what exactly, of which judge's labels."""
-    content = {"scoring": scoring.model_dump(mode="json"), "judge": judge.judge_id}
+def scoring_id(scoring: Scoring, judge: Judge, verifier: Domain | None = None) -> str:
+    """The name of a scoring in the store: what it is, then what exactly, of which judge's labels.
+
+    A verifier other than the run's own domain belongs to it.
+    """
+    content: dict[str, Any] = {"scoring": scoring.model_dump(mode="json"), "judge": judge.judge_id}
+    if verifier is not None:
+        content["verifier"] = verifier.model_dump(mode="json")
     return f"{scoring.method}-{digest(content)[:8]}"
 
 
@@ -251,14 +256,7 @@ def load_config(path: str | Path, settings: dict[str, Any] | None = None) -> Con
     Raises:
         ConfigError: the file is missing, is no YAML mapping, or a field is unknown or has a value that cannot be.
     """
-    try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {str(path)!r} is no valid YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"config {str(path)!r} must be a mapping of sections, but is {type(raw).__name__}")
+    raw = _read_yaml(path)
     for name, value in (settings or {}).items():
         _set(raw, name, value)
     return parse_config(raw, source=str(path))
@@ -266,10 +264,12 @@ def load_config(path: str | Path, settings: dict[str, Any] | None = None) -> Con
 
 def parse_config(raw: dict[str, Any], source: str = "config") -> Config:
     """Validate a run's description that was read already; raises ConfigError as `load_config` does."""
-    try:
-        return Config.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError("\n".join([f"{source} cannot be run:", *map(_explain, error.errors())])) from None
+    return _validated(Config, raw, source)
+
+
+def load_judge(path: str | Path) -> AnyJudge:
+    """Read a judge's description from a YAML file. Raises ConfigError as `load_config` does."""
+    return _validated(AnyJudge, _read_yaml(path), str(path))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -287,6 +287,25 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 def digest(content: Any) -> str:
     """SHA-256 of content's canonical JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _read_yaml(path: str | Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {str(path)!r} is no valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"config {str(path)!r} must be a mapping of sections, but is {type(raw).__name__}")
+    return raw
+
+
+def _validated(kind: Any, raw: dict[str, Any], source: str) -> Any:
+    try:
+        return TypeAdapter(kind).validate_python(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join([f"{source} cannot be used:", *map(_explain, error.errors())])) from None
 
 
 def _explain(error: Any) -> str:

@@ -13,6 +13,7 @@ from prefect.cache_policies import NO_CACHE
 
 from polyepo.advantages import grpo_advantages, grpo_div_advantages, marginal_set_advantages
 from polyepo.config import GRPOScoring, Scoring, SetScoring, scoring_id
+from polyepo.domains import Domain
 from polyepo.judges import Judge
 from polyepo.objectives import DEGENERATE
 from polyepo.schemas import SCORES
@@ -28,21 +29,24 @@ def score(root: str, name: str, step: int) -> str:
     return commit_scores(run, run.config.scoring, run.config.judge, step).path
 
 
-def commit_scores(run: Run, scoring: Scoring, judge: Judge, step: int) -> ArtifactKey:
-    """Commit a step's scores by any scoring of any judge's labels, unless they are there; returns their key."""
-    key = run.scores_key(step, scoring_id(scoring, judge))
+def commit_scores(run: Run, scoring: Scoring, judge: Judge, step: int, verifier: Domain | None = None) -> ArtifactKey:
+    """Commit a step's scores by any scoring of any judge's labels, unless they are there; returns their key.
+
+    Rewards are those of the run's own domain, or of another verifier.
+    """
+    key = run.scores_key(step, scoring_id(scoring, judge, verifier))
     if not run.store.exists(key):
         started = time.perf_counter()
         shards = range(run.config.sampling.shards)
         parents = [k for s in shards for k in (run.key("rollouts", step, s), run.labels_key(step, s, judge))]
-        table = score_table(run, scoring, judge, step)
+        table = score_table(run, scoring, judge, step, verifier)
         provenance = run.provenance(step - 1, time.perf_counter() - started)
         manifests = [run.store.manifest(parent) for parent in parents]
         run.store.commit_table(key, table, table_name="scores", parents=manifests, provenance=provenance)
     return key
 
 
-def score_table(run: Run, scoring: Scoring, judge: Judge, step: int) -> pa.Table:
+def score_table(run: Run, scoring: Scoring, judge: Judge, step: int, verifier: Domain | None = None) -> pa.Table:
     """The scores table of a step from its committed rollouts and a judge's labels."""
     rows: list[dict[str, Any]] = []
     for shard in range(run.config.sampling.shards):
@@ -53,13 +57,14 @@ def score_table(run: Run, scoring: Scoring, judge: Judge, step: int) -> pa.Table
         label_of = {(label["problem_id"], label["sample"]): label for label in labels.to_pylist()}
         rows += [row | label_of[(row["problem_id"], row["sample"])] for row in rollouts.to_pylist()]
     problems = [run.problems[row["problem_id"]] for row in rows]
-    verdicts = run.config.domain.verify_batch(problems, [row["response"] for row in rows])
+    domain = verifier or run.config.domain
+    verdicts = domain.verify_batch(problems, [row["response"] for row in rows])
     for row, verdict in zip(rows, verdicts, strict=True):
         if not math.isfinite(verdict.reward):
             raise ValueError(
                 f"reward of problem {row['problem_id']!r}, sample {row['sample']}, step {step} is "
                 f"{verdict.reward}; "
-                f"the verifier of domain {run.config.domain.name!r} must return finite numbers"
+                f"the verifier of domain {domain.name!r} must return finite numbers"
             )
     num_responses = run.config.sampling.num_responses
     rewards_PN = np.array([v.reward for v in verdicts], dtype=float).reshape(-1, num_responses)
@@ -69,7 +74,7 @@ def score_table(run: Run, scoring: Scoring, judge: Judge, step: int) -> pa.Table
     constant = {
         "run": run.name,
         "step": step,
-        "scoring": scoring_id(scoring, judge),
+        "scoring": scoring_id(scoring, judge, verifier),
         "objective": objective_name(scoring),
         "judge": judge.judge_id,
     }
