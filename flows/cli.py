@@ -141,6 +141,21 @@ def sql(
 
 
 @app.command()
+def compare(run: str, judge_a: str, judge_b: str, root: RootOption = "artifacts") -> None:
+    """Compare two judges of the same rollouts: agreement, clusters, advantages, the prompts that differ most."""
+    from polyepo.config import ConfigError
+
+    console = Console()
+    try:
+        from flows.compare import compare as compare_judges
+        from flows.compare import render
+
+        console.print(render(compare_judges(root, run, (judge_a, None), (judge_b, None))))
+    except ConfigError as error:
+        _fail(console, str(error), code=2)
+
+
+@app.command()
 def stop() -> None:
     """Stop the local Prefect server and worker that `train` started."""
     from flows import local_stack

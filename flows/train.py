@@ -8,21 +8,13 @@ A run that exists with the same configuration is resumed: whatever is committed 
 from __future__ import annotations
 
 import os
-import re
-import time
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import (
-    create_link_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
+from flows.progress import Progress, slug
 from flows.summary import markdown, summarize
 from polyepo.config import load_config
 from tasks.evaluate import evaluate, evaluation_due
@@ -48,7 +40,7 @@ def train(config: str, run: str | None = None, root: str | None = None, settings
     """
     run, root = run or Path(config).stem, root or os.environ.get("POLYEPO_ROOT", DEFAULT_ROOT)
     configs = load_config(config, settings).runs(run)
-    progress = Progress(run, total=sum(c.steps for c in configs.values()))
+    progress = TrainingProgress(run, total=sum(c.steps for c in configs.values()))
     # Everything that can be refused is refused before any work starts.
     prepared = {name: create_or_resume(root, name, run_config) for name, run_config in configs.items()}
     for name, arm in prepared.items():
@@ -63,7 +55,7 @@ def train(config: str, run: str | None = None, root: str | None = None, settings
         create_markdown_artifact(markdown(summarize(root, run)), key=slug(f"{run}-summary"), description="Summary")
 
 
-def train_run(run: Run, progress: Progress) -> None:
+def train_run(run: Run, progress: TrainingProgress) -> None:
     """Train one run to its last step, from wherever it stands."""
     root, name = run.store.root, run.name
     committed = set(run.store.steps(name, "updates"))
@@ -96,44 +88,25 @@ def train_step(run: Run, step: int) -> None:
     update(root, name, step)
 
 
-class Progress:
-    """What the Prefect UI and the terminal see: one progress artifact per flow run, one table of steps per run."""
+class TrainingProgress(Progress):
+    """Progress in steps, with a table of the latest steps per run."""
 
-    # The server should hear of steps often enough to watch, and seldom enough not to be slowed down.
-    _SECONDS_BETWEEN = 2.0
     _ROWS = 20
+    _COLUMNS = ("step", "reward_mean", "distinct_successful", "loss", "grad_norm", "entropy", "logprob_mismatch")
 
     def __init__(self, run: str, total: int) -> None:
-        self._total = max(total, 1)
-        self._done = 0
-        self._last = 0.0
+        super().__init__(run, total)
         self._rows: list[dict[str, Any]] = []
-        self._artifact = create_progress_artifact(0.0, key=slug(f"{run}-progress"), description=f"{run} · starting")
-
-    def say(self, description: str) -> None:
-        """Describe what is going on now."""
-        assert isinstance(self._artifact, UUID)
-        update_progress_artifact(self._artifact, 100 * self._done / self._total, description=description)
-        self._last = time.monotonic()
 
     def advance(self, run: Run, step: int) -> None:
         """Count a finished step, and show it if it is time."""
         if step == 0:
             self._rows = []
             return
-        self._done += 1
-        if time.monotonic() - self._last < self._SECONDS_BETWEEN and step != run.config.steps:
+        self.done += 1
+        if not self.is_time() and step != run.config.steps:
             return
-        columns = [
-            "step",
-            "reward_mean",
-            "distinct_successful",
-            "loss",
-            "grad_norm",
-            "entropy",
-            "logprob_mismatch",
-        ]
-        row = run.store.read_table(run.key("updates", step), columns).to_pylist()[0]
+        row = run.store.read_table(run.key("updates", step), list(self._COLUMNS)).to_pylist()[0]
         shown = {name: round(value, 5) for name, value in row.items()}
         self._rows = [*self._rows, shown][-self._ROWS :]
         self.say(
@@ -141,16 +114,6 @@ class Progress:
             f"successful strategies {row['distinct_successful']:.1f}"
         )
         create_table_artifact(self._rows, key=slug(f"{run.name}-steps"), description=f"{run.name}: latest steps")
-
-    def finish(self) -> None:
-        """Say that all is done."""
-        self._done = self._total
-        self.say("done")
-
-
-def slug(text: str) -> str:
-    """A Prefect artifact key: lowercase letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def _ui_link(run: Run) -> str:

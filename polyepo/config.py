@@ -264,12 +264,12 @@ def load_config(path: str | Path, settings: dict[str, Any] | None = None) -> Con
 
 def parse_config(raw: dict[str, Any], source: str = "config") -> Config:
     """Validate a run's description that was read already; raises ConfigError as `load_config` does."""
-    return _validated(Config, raw, source)
+    return validated(Config, raw, source)
 
 
 def load_judge(path: str | Path) -> AnyJudge:
     """Read a judge's description from a YAML file. Raises ConfigError as `load_config` does."""
-    return _validated(AnyJudge, _read_yaml(path), str(path))
+    return validated(AnyJudge, _read_yaml(path), str(path))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -301,7 +301,8 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
     return raw
 
 
-def _validated(kind: Any, raw: dict[str, Any], source: str) -> Any:
+def validated(kind: Any, raw: dict[str, Any], source: str) -> Any:
+    """`raw` as a section or a union of sections; raises ConfigError naming `source` and every field that is wrong."""
     try:
         return TypeAdapter(kind).validate_python(raw)
     except ValidationError as error:

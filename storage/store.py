@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import threading
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -48,6 +49,7 @@ class Store:
         self.root = root
         self.files = open_files(root, **options)
         self._manifests: dict[str, Manifest] = {}
+        self._lock = threading.Lock()  # shards are judged in threads of their own
 
     # --- committing
 
@@ -108,13 +110,14 @@ class Store:
     def manifest(self, key: AnyKey) -> Manifest | None:
         """An artifact's manifest, or None if it is not committed."""
         path = key.path
-        if path not in self._manifests:
-            try:
-                data = self.files.read(f"{path}/manifest.json")
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-            self._remember(Manifest.model_validate_json(data))
-        return self._manifests[path]
+        if (known := self._manifests.get(path)) is not None:
+            return known
+        try:
+            manifest = Manifest.model_validate_json(self.files.read(f"{path}/manifest.json"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        self._remember(manifest)
+        return manifest
 
     def exists(self, key: AnyKey) -> bool:
         """Whether an artifact is committed."""
@@ -153,11 +156,13 @@ class Store:
                 raise CorruptArtifactError(f"{path} must have {entry.size} bytes, but has {size}")
         return folder
 
-    def steps(self, run: str, stage: str, partition: tuple[tuple[str, str], ...] = ()) -> list[int]:
-        """Steps of an unsharded stage that are committed, in order."""
+    def steps(
+        self, run: str, stage: str, partition: tuple[tuple[str, str], ...] = (), shard: int | None = None
+    ) -> list[int]:
+        """Steps of a stage that are committed, in order; of a sharded stage, those whose `shard` is."""
         names = self.files.names(stage_path(run, stage, partition))
         steps = [int(name.removeprefix("step=")) for name in names if name.startswith("step=")]
-        return [step for step in steps if self.exists(ArtifactKey(run, stage, step, partition))]
+        return [step for step in steps if self.exists(ArtifactKey(run, stage, step, partition, shard))]
 
     def runs(self) -> list[str]:
         """Names of all runs."""
@@ -236,9 +241,10 @@ class Store:
 
     def _remember(self, manifest: Manifest) -> None:
         # Manifests never change, so they may be kept; a few, so that memory stays flat over thousands of steps.
-        if len(self._manifests) >= 256:
-            del self._manifests[next(iter(self._manifests))]
-        self._manifests[manifest.path] = manifest
+        with self._lock:
+            if len(self._manifests) >= 256:
+                del self._manifests[next(iter(self._manifests))]
+            self._manifests[manifest.path] = manifest
 
     def _committed(self, key: AnyKey) -> Manifest:
         manifest = self.manifest(key)

@@ -33,22 +33,36 @@ class ReplayError(RuntimeError):
 
 
 def policy_at(run: Run, version: int) -> Policy:
-    """The run's policy after `version` training steps.
-
-    The live one if it fits, else rebuilt: nearest checkpoint, then the committed updates after it, from their saved
-    rollouts and scores. Nothing is sampled or judged.
+    """The run's policy after `version` training steps: the live one if it fits, else rebuilt.
 
     Raises:
-        ReplayError: a re-applied update does not reproduce its recorded loss and gradient norm (on the CPU).
+        ReplayError: as `rebuild`.
     """
     live = _live.get((run.store.root, run.name))
     if live is not None and live.version == version:
         return live
     _live.clear()
-    policy = _nearest_checkpoint(run, version)
-    for step in range(policy.version + 1, version + 1):
-        _check_replay(run, step, policy, apply_update(run, policy, step))
+    policy = rebuild(run, version, version)
     _live[(run.store.root, run.name)] = policy
+    return policy
+
+
+def rebuild(run: Run, version: int, newest_checkpoint: int) -> Policy:
+    """The policy after `version` steps: a checkpoint, then the committed updates after it.
+
+    The updates are re-applied from their saved rollouts and scores; nothing is sampled or judged.
+
+    Args:
+        run: the run.
+        version: training steps behind the policy.
+        newest_checkpoint: no checkpoint of a later step is used; 0 starts from the initial model.
+
+    Raises:
+        ReplayError: a re-applied update does not reproduce its recorded loss and gradient norm (on the CPU).
+    """
+    policy = _nearest_checkpoint(run, newest_checkpoint)
+    for step in range(policy.version + 1, version + 1):
+        check_replay(run, step, policy, apply_update(run, policy, step))
     return policy
 
 
@@ -65,14 +79,15 @@ def put_policy(run: Run, policy: Policy) -> None:
     _live[(run.store.root, run.name)] = policy
 
 
-def apply_update(run: Run, policy: Policy, step: int) -> UpdateMetrics:
+def apply_update(run: Run, policy: Policy, step: int, scoring_id: str | None = None) -> UpdateMetrics:
     """Apply one step's update to the policy, from the step's committed rollouts and scores."""
-    return update(policy, training_batch(run, step), run.config.update, run.config.sampling, run.config.seed)
+    batch = training_batch(run, step, scoring_id)
+    return update(policy, batch, run.config.update, run.config.sampling, run.config.seed)
 
 
-def training_batch(run: Run, step: int) -> Batch:
-    """A step's scored responses, rollouts joined with scores by problem and sample."""
-    scores = run.store.read_table(run.scores_key(step), columns=["problem_id", "sample", "advantage"])
+def training_batch(run: Run, step: int, scoring_id: str | None = None) -> Batch:
+    """A step's responses, rollouts joined with the scores of a scoring (the run's own if none is given)."""
+    scores = run.store.read_table(run.scores_key(step, scoring_id), columns=["problem_id", "sample", "advantage"])
     problem_ids: list[Any] = scores["problem_id"].to_pylist()
     samples = scores["sample"].to_pylist()
     row_of = {key: row for row, key in enumerate(zip(problem_ids, samples, strict=True))}
@@ -155,7 +170,8 @@ def _initial_model(store: Store, config: RunConfig) -> str | Path:
     return str(config.policy.model)
 
 
-def _check_replay(run: Run, step: int, policy: Policy, metrics: UpdateMetrics) -> None:
+def check_replay(run: Run, step: int, policy: Policy, metrics: UpdateMetrics) -> None:
+    """Raise ReplayError unless an update that was applied again measured what the run recorded (on the CPU)."""
     recorded = run.store.read_table(run.key("updates", step), columns=["loss", "grad_norm"]).to_pylist()[0]
     replayed = {"loss": metrics.loss, "grad_norm": metrics.grad_norm}
     if replayed != recorded and policy.device.type == "cpu":

@@ -160,7 +160,7 @@ def test_another_configuration_is_refused(undisturbed):
 
 def test_a_replay_that_differs_is_refused(undisturbed, monkeypatch):
     forget()
-    monkeypatch.setattr(policies, "training_batch", lambda run, step: _scaled(real(run, step)))
+    monkeypatch.setattr(policies, "training_batch", lambda run, step, scoring_id=None: _scaled(real(run, step)))
     with pytest.raises(ReplayError, match="step 5"):
         policy_at(undisturbed, 5)
     forget()

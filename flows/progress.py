@@ -1,0 +1,49 @@
+"""What the Prefect UI and the terminal see of a flow that is going on: one progress artifact per flow run."""
+
+from __future__ import annotations
+
+import re
+import time
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+
+class Progress:
+    """A progress artifact: how much of `total` is `done`, and a line that says what goes on."""
+
+    # The server should hear of progress often enough to watch, and seldom enough not to be slowed down.
+    _SECONDS_BETWEEN = 2.0
+
+    def __init__(self, name: str, total: int) -> None:
+        self.done = 0
+        self._total = max(total, 1)
+        self._last = 0.0
+        artifact = create_progress_artifact(0.0, key=slug(f"{name}-progress"), description=f"{name} · starting")
+        assert isinstance(artifact, UUID)
+        self._artifact = artifact
+
+    def say(self, description: str) -> None:
+        """Describe what is going on now."""
+        update_progress_artifact(self._artifact, 100 * self.done / self._total, description=description)
+        self._last = time.monotonic()
+
+    def count(self, description: str) -> None:
+        """One more is done; shown if it is time."""
+        self.done += 1
+        if self.is_time():
+            self.say(description)
+
+    def is_time(self) -> bool:
+        """Whether the last description has stood long enough."""
+        return time.monotonic() - self._last >= self._SECONDS_BETWEEN
+
+    def finish(self) -> None:
+        """Say that all is done."""
+        self.done = self._total
+        self.say("done")
+
+
+def slug(text: str) -> str:
+    """A Prefect artifact key: lowercase letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -1,0 +1,88 @@
+"""Re-score saved rollouts with another judge, objective, set size or verifier, next to what is there.
+
+    prefect deployment run poly-epo/rescore --param run=my-run --param judge=configs/judges/answer.yaml
+
+Nothing is sampled and nothing old is rewritten. What is committed is never done again, so a rescore that was stopped
+goes on when it is started again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+from prefect.futures import PrefectFuture
+
+from flows.compare import Comparison, compare, markdown
+from flows.progress import Progress, slug
+from polyepo.config import load_judge, scoring_id
+from tasks.rescore import choose_scoring, choose_steps, choose_verifier, relabel, rescore_step
+from tasks.run import open_run
+
+# Judges wait for servers most of the time, so shards overlap; few enough that a server is not flooded.
+_IN_FLIGHT = 8
+
+
+@flow(name="poly-epo", flow_run_name="rescore {run}", persist_result=False)
+def rescore(
+    run: str,
+    judge: str | None = None,
+    scoring: dict[str, Any] | None = None,
+    objective: str | None = None,
+    set_size: int | None = None,
+    verifier: dict[str, Any] | None = None,
+    steps: str | int | list[int] | None = None,
+    root: str | None = None,
+) -> None:
+    """Label and score a run's rollouts anew, then compare with the run's own labels and scores.
+
+    Args:
+        run: name of the run.
+        judge: path of a judge's YAML file; the run's own judge if not given.
+        scoring: a scoring section, such as {"method": "grpo"}; the run's own if not given.
+        objective: set objective: polychromic, pass_at_n or mean_reward.
+        set_size: n.
+        verifier: domain settings that replace the run's: the same texts are graded again.
+        steps: 12, "1-50", "1-50,60" or [1, 2]; all committed steps if not given.
+        root: where artifacts are; $POLYEPO_ROOT or "artifacts" if not given.
+    """
+    root = root or os.environ.get("POLYEPO_ROOT", "artifacts")
+    opened = open_run(root, run)
+    chosen_judge = load_judge(judge) if judge else opened.config.judge
+    chosen_scoring = choose_scoring(opened, scoring, objective, set_size)
+    chosen_verifier = choose_verifier(opened, verifier)
+    chosen_steps = choose_steps(opened, steps)
+    shards = range(opened.config.sampling.shards)
+    progress = Progress(f"{run}-rescore", total=len(chosen_steps) * (len(shards) + 1))
+    todo = (relabel.submit(root, run, chosen_judge, step, shard) for step in chosen_steps for shard in shards)
+    for _ in _bounded(todo):
+        progress.count(f"{run} · labels by {chosen_judge.judge_id}")
+    for step in chosen_steps:
+        rescore_step(root, run, chosen_scoring, chosen_judge, step, chosen_verifier)
+        progress.count(f"{run} · scores · step {step}")
+    progress.finish()
+    own = (opened.config.judge.judge_id, opened.config.scoring_id)
+    new = (chosen_judge.judge_id, scoring_id(chosen_scoring, chosen_judge, chosen_verifier))
+    if new != own:
+        _report(compare(root, run, own, new))
+
+
+def _bounded(futures: Iterable[PrefectFuture[str]]) -> Iterable[str]:
+    """Results in order; a new task starts only when one of the last few is done."""
+    waiting: deque[PrefectFuture[str]] = deque()
+    for future in futures:
+        waiting.append(future)
+        if len(waiting) >= _IN_FLIGHT:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _report(comparison: Comparison) -> None:
+    text = markdown(comparison)
+    create_markdown_artifact(text, key=slug(f"{comparison.run}-comparison"), description="Comparison")
+    get_run_logger().info("\n%s", text)

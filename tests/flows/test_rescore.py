@@ -1,0 +1,201 @@
+"""Re-scoring and replaying a finished run, through real flows against a real Prefect server."""
+
+import json
+import random
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from flows.compare import compare, markdown, render
+from polyepo.config import ConfigError, SetScoring, load_judge, scoring_id
+from polyepo.judges import AnswerJudge
+from polyepo.metrics import adjusted_rand_index, rank_correlation
+from tasks.replay import counterfactual, replay_policy
+from tasks.rescore import choose_scoring, choose_steps, choose_verifier
+from tasks.run import open_run
+from tests.flows.conftest import STEPS, finish, start
+
+pytestmark = pytest.mark.slow
+
+ANSWER = "configs/judges/answer.yaml"
+
+
+@pytest.fixture
+def run(undisturbed, tmp_path):
+    """A copy of the finished run, to add to."""
+    root = tmp_path / "root"
+    shutil.copytree(undisturbed.store.root, root)
+    return open_run(str(root), "run")
+
+
+def rescore(server, run, **parameters):
+    call = f"rescore('run', root={run.store.root!r}, **{parameters!r})"
+    return start(server, f"from flows.rescore import rescore; {call}")
+
+
+def contents(root):
+    return {path: path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}
+
+
+def labels_of(run, judge, step):
+    rows = []
+    for shard in range(run.config.sampling.shards):
+        rows += run.store.read_table(run.labels_key(step, shard, judge)).to_pylist()
+    return {(row["problem_id"], row["sample"]): row for row in rows}
+
+
+def test_a_rescore_killed_twenty_times_labels_everything_once(server, run):
+    before = contents(run.store.root)
+    generator = random.Random(1)
+    manifests = Path(run.store.root) / "runs/run"
+    judge = AnswerJudge()
+    wanted_scoring = SetScoring(set_size=3)
+    new_scoring = scoring_id(wanted_scoring, judge)
+
+    def committed():
+        return len(list(manifests.glob("labels/judge=answer/**/manifest.json"))) + len(
+            list(manifests.glob(f"scores/scoring={new_scoring}/**/manifest.json"))
+        )
+
+    kills = 0
+    while kills < 20:
+        process = rescore(server, run, judge=ANSWER, set_size=3)
+        wanted, deadline = committed() + generator.choice([0, 1, 2, 3, 4]), time.monotonic() + 60
+        while committed() < wanted and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(generator.random() * 0.02)
+        if process.poll() is not None:  # it was faster
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+    assert kills == 20
+    middle = contents(manifests)
+    output = finish(rescore(server, run, judge=ANSWER, set_size=3))
+    assert "adjusted Rand index" in output
+    after = contents(run.store.root)
+    assert all(after[path] == content for path, content in before.items()), "nothing old is rewritten"
+    assert all(after[path] == middle[path] for path in middle if path.name == "manifest.json")
+    for step in range(1, STEPS + 1):
+        rollouts = [
+            (row["problem_id"], row["sample"])
+            for shard in range(run.config.sampling.shards)
+            for row in run.store.read_table(run.key("rollouts", step, shard), ["problem_id", "sample"]).to_pylist()
+        ]
+        assert Counter(labels_of(run, judge, step).keys()) == Counter(rollouts)
+        scores = run.store.read_table(run.scores_key(step, new_scoring), ["problem_id", "sample"]).to_pylist()
+        assert Counter((row["problem_id"], row["sample"]) for row in scores) == Counter(rollouts)
+    finish(rescore(server, run, judge=ANSWER, set_size=3))
+    assert {path for path in contents(run.store.root) if path.name == "manifest.json"} == {
+        path for path in after if path.name == "manifest.json"
+    }, "doing it again does nothing"
+
+
+def test_the_comparison_is_that_of_the_tables(server, run):
+    finish(rescore(server, run, judge=ANSWER, steps="1-10"))
+    judge = AnswerJudge()
+    found = compare(run.store.root, "run", ("program", None), ("answer", None))
+    aris, correlations = [], []
+    for step in range(1, 11):
+        mine, theirs = labels_of(run, run.config.judge, step), labels_of(run, judge, step)
+        scores = [
+            {(row["problem_id"], row["sample"]): row["advantage"] for row in run.store.read_table(key).to_pylist()}
+            for key in (run.scores_key(step), run.scores_key(step, scoring_id(run.config.scoring, judge)))
+        ]
+        for problem in {key[0] for key in mine}:
+            keys = [key for key in mine if key[0] == problem]
+            names = [
+                [-1 if labels[k]["degenerate"] else labels[k]["cluster"] for k in keys] for labels in (mine, theirs)
+            ]
+            aris.append(adjusted_rand_index(*names))
+            correlations.append(rank_correlation([scores[0][k] for k in keys], [scores[1][k] for k in keys]))
+    assert found.labels["prompts"] == len(aris)
+    assert found.left_out == 20 * 4
+    assert found.labels["ari"] == pytest.approx(np.mean(aris))
+    expected = np.array(correlations)
+    if not np.isnan(expected).all():
+        assert found.scores["rank_correlation"] == pytest.approx(np.nanmean(expected))
+    assert found.scores["rewards_changed"] == 0
+    assert "adjusted Rand index" in markdown(found)
+    assert render(found)
+    artifacts = httpx.post(f"{server['PREFECT_API_URL']}/artifacts/latest/filter", json={}).json()
+    assert any(artifact["key"] == "run-comparison" and "Rand" in artifact["data"] for artifact in artifacts)
+
+
+def test_another_verifier_regrades_the_same_texts(server, run):
+    """With hidden accepted sets half of the right answers are no longer accepted."""
+    finish(rescore(server, run, verifier={"accepted_fraction": 0.5}, steps=[1, 2]))
+    verifier = choose_verifier(run, {"accepted_fraction": 0.5})
+    new = scoring_id(run.config.scoring, run.config.judge, verifier)
+    found = compare(run.store.root, "run", ("program", run.config.scoring_id), ("program", new))
+    changed = 0
+    for step in (1, 2):
+        old_rows, new_rows = (run.store.read_table(run.scores_key(step, s)).to_pylist() for s in (None, new))
+        changed += sum(a["reward"] != b["reward"] for a, b in zip(old_rows, new_rows, strict=True))
+    assert changed > 0
+    assert found.scores["rewards_changed"] == changed
+    assert found.regraded
+    assert "graded differently" in markdown(found)
+
+
+@pytest.mark.parametrize(
+    ("choose", "said"),
+    [
+        (lambda run: choose_scoring(run, {"method": "poly"}, None, None), "poly"),
+        (lambda run: choose_scoring(run, None, "best", None), "objective"),
+        (lambda run: choose_scoring(run, None, None, 5), "set_size (n) 5"),
+        (lambda run: choose_steps(run, "1-9999"), "no committed rollouts"),
+        (lambda run: choose_steps(run, "one"), "1-50"),
+        (lambda run: choose_verifier(run, {"nonsense": 1}), "nonsense"),
+        (lambda run: load_judge("configs/judges/none.yaml"), "none.yaml"),
+        (lambda run: replay_policy.fn(run.store.root, "run", STEPS + 1), f"steps 1 to {STEPS}"),
+        (lambda run: compare(run.store.root, "run", ("program", None), ("nobody", None)), "nobody"),
+    ],
+)
+def test_bad_input_is_refused_with_a_reason(undisturbed, choose, said):
+    with pytest.raises(ConfigError) as refused:
+        choose(undisturbed)
+    assert said in str(refused.value)
+
+
+def test_replay_is_bit_identical_to_the_checkpoints(undisturbed):
+    steps = undisturbed.store.steps("run", "checkpoints")
+    for step in random.Random(2).sample([s for s in steps if s], 3):
+        found = replay_policy.fn(undisturbed.store.root, "run", step)
+        assert found["checkpoint"] is not None
+        assert found["weights"] == found["checkpoint"], step
+
+
+def test_replay_flow_writes_a_model(server, undisturbed, tmp_path):
+    target = tmp_path / "policy"
+    call = f"replay('run', 5, output={str(target)!r}, root={undisturbed.store.root!r})"
+    output = finish(start(server, f"from flows.replay import replay; {call}"))
+    assert "no checkpoint" in output
+    from transformers import AutoModelForCausalLM
+
+    assert AutoModelForCausalLM.from_pretrained(target)
+    assert start(server, f"from flows.replay import replay; {call}").wait() != 0, "nothing is overwritten"
+
+
+def test_the_own_scoring_is_the_own_update(run):
+    found = counterfactual.fn(run.store.root, "run", 9, run.config.scoring, run.config.judge)
+    assert found["cosine"] == pytest.approx(1.0, abs=1e-12)
+    assert found["norm_own"] == found["norm_other"]
+    assert all(row["change_own"] == row["change_other"] for row in found["clusters"])
+
+
+def test_a_counterfactual_update(server, run):
+    """GRPO pushes every correct response up; the clusters say so."""
+    scoring = json.dumps({"method": "grpo"})
+    call = f"replay('run', 9, scoring={scoring}, root={run.store.root!r})"
+    assert "Cosine similarity" in finish(start(server, f"from flows.replay import replay; {call}"))
+    chosen = choose_scoring(run, {"method": "grpo"}, None, None)
+    found = counterfactual.fn(run.store.root, "run", 9, chosen, run.config.judge)
+    assert -1 <= found["cosine"] < 1
+    changes = [(row["advantage_other"], row["change_other"]) for row in found["clusters"] if row["advantage_other"]]
+    assert np.corrcoef(*zip(*changes, strict=True))[0, 1] > 0
