@@ -34,7 +34,11 @@ FROM scoring_agreement($scoring_a, $scoring_b) WHERE run = $run
 _REGRADED = """
 SELECT * FROM regraded($scoring_a, $scoring_b) WHERE run = $run ORDER BY step, problem_id, sample LIMIT $shown
 """
-_SCORINGS = "SELECT DISTINCT scoring, judge FROM scores WHERE run = $run ORDER BY ALL"
+# The run's own scoring first.
+_SCORINGS = """
+SELECT DISTINCT s.scoring, s.judge, s.objective, s.scoring != coalesce(r.scoring, '') AS later
+FROM scores s JOIN runs r USING (run) WHERE run = $run ORDER BY later, s.scoring, s.judge
+"""
 
 
 @dataclass(frozen=True)
@@ -117,15 +121,11 @@ def markdown(comparison: Comparison) -> str:
 def _pair_of_scorings(
     there: list[dict[str, Any]], first: tuple[str, str | None], second: tuple[str, str | None]
 ) -> tuple[str, str] | None:
-    """The given scorings, or for each judge one of the same method as the other's."""
+    """The given scorings, or the first two of the judges that have the same objective."""
     if first[1] and second[1]:
         return (first[1], second[1]) if first[1] != second[1] else None
-    by_judge = [[row["scoring"] for row in there if row["judge"] == judge] for judge in (first[0], second[0])]
-    for a in by_judge[0]:
-        for b in by_judge[1]:
-            if a != b and a.rsplit("-", 1)[0] == b.rsplit("-", 1)[0]:
-                return a, b
-    return None
+    pairs = ((a, b) for a in there for b in there if (a["judge"], b["judge"]) == (first[0], second[0]))
+    return next(((a["scoring"], b["scoring"]) for a, b in pairs if a != b and a["objective"] == b["objective"]), None)
 
 
 def _title(comparison: Comparison) -> str:
