@@ -141,6 +141,85 @@ def sql(
 
 
 @app.command()
+def runs(root: RootOption = "artifacts") -> None:
+    """List the runs under a root."""
+    from flows.show import runs_table
+
+    Console().print(runs_table(root))
+
+
+@app.command()
+def show(
+    run: str,
+    step: Annotated[int | None, typer.Argument(help="The last step if not given.")] = None,
+    problem: Annotated[str | None, typer.Argument(help="The first problem of the step if not given.")] = None,
+    root: RootOption = "artifacts",
+) -> None:
+    """Print a prompt's responses, cluster by cluster."""
+    from flows.show import show_prompt
+    from polyepo.config import ConfigError
+
+    console = Console()
+    try:
+        console.print(show_prompt(root, run, step, problem))
+    except ConfigError as error:
+        _fail(console, str(error), code=2)
+
+
+@app.command()
+def verify(run: str, root: RootOption = "artifacts") -> None:
+    """Check every artifact of a run against its manifest: hashes, rows, keys and lineage."""
+    from rich.progress import track
+
+    from flows.terminal import safe_text
+    from storage import open_store
+    from storage.verify import manifests, verify_artifact
+
+    console = Console()
+    store = open_store(root)
+    if store.run_record(run) is None:
+        _fail(console, f"run {run!r} does not exist under {root!r}", code=2)
+    paths = manifests(store, run)
+    found = []
+    for path in track(paths, "verifying", console=Console(stderr=True), transient=True):
+        found += list(verify_artifact(store, path))
+    for finding in found:
+        console.print(f"{safe_text(finding.path)}: {safe_text(finding.message)}", markup=False, soft_wrap=True)
+    if found:
+        _fail(console, f"{len(found)} findings in {len(paths)} artifacts of run {run}")
+    console.print(f"{len(paths)} artifacts of run {run} are as their manifests say")
+
+
+@app.command()
+def gc(
+    older_than: Annotated[str, typer.Option(help="Age of an attempt's newest file: 90s, 30m, 12h or 7d.")] = "1d",
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+    root: RootOption = "artifacts",
+) -> None:
+    """List what writers that died have left under a root, and delete it; never what a manifest names."""
+    from flows.terminal import safe_text
+    from storage import open_store
+    from storage.gc import find_garbage, remove_garbage
+
+    console = Console()
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    number, unit = older_than[:-1], older_than[-1:]
+    if unit not in units or not number.isdecimal():
+        _fail(console, f"--older-than {older_than!r} must be like 90s, 30m, 12h or 7d", code=2)
+    store = open_store(root)
+    garbage = find_garbage(store, int(number) * units[unit])
+    for item in garbage:
+        line = f"{safe_text(item.path)}  {item.size:,} bytes, {item.age_s / 3600:.1f} hours old"
+        console.print(line, markup=False, soft_wrap=True)
+    if not garbage:
+        console.print(f"nothing older than {older_than} is unfinished under {root}")
+    elif yes or (sys.stdin.isatty() and typer.confirm(f"Delete these {len(garbage)}?")):
+        console.print(f"deleted {len(garbage)}, {remove_garbage(store, garbage):,} bytes")
+    else:
+        console.print("nothing was deleted; --yes deletes these")
+
+
+@app.command()
 def compare(run: str, judge_a: str, judge_b: str, root: RootOption = "artifacts") -> None:
     """Compare two judges of the same rollouts: agreement, clusters, advantages, the prompts that differ most."""
     from polyepo.config import ConfigError

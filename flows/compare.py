@@ -12,7 +12,7 @@ from rich.text import Text
 
 from flows.terminal import safe_text
 from polyepo.config import ConfigError
-from storage import connect
+from storage import connect, rows
 
 _SHOWN = 5
 
@@ -66,9 +66,7 @@ def compare(root: str, run: str, first: tuple[str, str | None], second: tuple[st
     connection = connect(root)
 
     def ask(sql: str, **parameters: Any) -> list[dict[str, Any]]:
-        result = connection.execute(sql, {"run": run, **parameters})
-        names = [column[0] for column in result.description or []]
-        return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+        return rows(connection, sql, run=run, **parameters)
 
     judges = {"judge_a": first[0], "judge_b": second[0]}
     labelled = [ask(_LABELLED, judge=judge)[0]["count_star()"] for judge in judges.values()]
@@ -98,11 +96,11 @@ def render(comparison: Comparison) -> RenderableType:
     for name, value in _lines(comparison):
         summary.add_row(name, Text(value))
     parts.append(summary)
-    for title, rows in _lists(comparison):
+    for title, listed in _lists(comparison):
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-        for name in rows[0]:
+        for name in listed[0]:
             table.add_column(name, overflow="fold")
-        for row in rows:
+        for row in listed:
             table.add_row(*(Text(_cell(value)) for value in row.values()))
         parts.append(table)
     return Group(*parts)
@@ -112,9 +110,9 @@ def markdown(comparison: Comparison) -> str:
     """The comparison as markdown; texts of models stand in it as code."""
     lines = [f"### {_title(comparison)}", "", "| | |", "|---|---:|"]
     lines += [f"| {name} | {value} |" for name, value in _lines(comparison)]
-    for title, rows in _lists(comparison):
-        lines += ["", title, "", f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
-        lines += [f"| {' | '.join(map(code, row.values()))} |" for row in rows]
+    for title, listed in _lists(comparison):
+        lines += ["", title, "", f"| {' | '.join(listed[0])} |", f"|{'---|' * len(listed[0])}"]
+        lines += [f"| {' | '.join(map(code, row.values()))} |" for row in listed]
     return "\n".join(lines)
 
 
@@ -161,7 +159,7 @@ def _lists(comparison: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
         ("Prompts that differ most", comparison.different),
         ("Responses that were graded differently (the first)", comparison.regraded),
     ]
-    return [(title, [{k: v for k, v in row.items() if k != "run"} for row in rows]) for title, rows in lists if rows]
+    return [(title, [{k: v for k, v in row.items() if k != "run"} for row in found]) for title, found in lists if found]
 
 
 def _cell(value: Any) -> str:

@@ -1,6 +1,6 @@
 """Artifacts on a local disk or object storage: a commit protocol, and readers that trust nothing but manifests."""
 
-from storage.catalog import Catalog, connect
+from storage.catalog import Catalog, connect, rows
 from storage.layout import ArtifactKey, ModelKey
 from storage.manifest import Manifest, Provenance
 from storage.store import CorruptArtifactError, Store, StoreError, open_store
@@ -16,4 +16,5 @@ __all__ = [
     "StoreError",
     "connect",
     "open_store",
+    "rows",
 ]

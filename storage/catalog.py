@@ -210,6 +210,13 @@ def connect(root: str) -> duckdb.DuckDBPyConnection:
     return Catalog(root).connection
 
 
+def rows(connection: duckdb.DuckDBPyConnection, sql: str, **parameters: object) -> list[dict[str, Any]]:
+    """A query's rows by column name; $name in it stands for a parameter."""
+    result = connection.execute(sql, parameters)
+    names = [column[0] for column in result.description or []]
+    return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+
+
 def queries() -> dict[str, str]:
     """The shipped SQL by name; the views that the others start from come first."""
     folder = resources.files("storage") / "queries"

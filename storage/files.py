@@ -6,9 +6,19 @@ import os
 import tempfile
 import uuid
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import fsspec
+
+
+class FoundFile(NamedTuple):
+    """A file that was found below a folder."""
+
+    path: str
+    """Relative to the root."""
+    size: int
+    modified: float
+    """Seconds since 1970."""
 
 
 class Files(Protocol):
@@ -32,6 +42,10 @@ class Files(Protocol):
 
     def names(self, path: str) -> list[str]:
         """Names of what a folder holds, sorted; empty if there is no such folder."""
+        ...
+
+    def find(self, path: str) -> list[FoundFile]:
+        """Every file below a folder, however deep; empty if there is no such folder."""
         ...
 
     def remove(self, path: str) -> None:
@@ -90,6 +104,20 @@ class LocalFiles:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
+    def find(self, path: str) -> list[FoundFile]:
+        """Every file below a folder."""
+        found = []
+        for folder, _, names in os.walk(self._root / path):
+            for name in names:
+                file = Path(folder) / name
+                try:
+                    status = file.lstat()
+                except FileNotFoundError:  # a writer's temporary file
+                    continue
+                relative = file.relative_to(self._root).as_posix()
+                found.append(FoundFile(relative, status.st_size, status.st_mtime))
+        return sorted(found)
+
     def remove(self, path: str) -> None:
         """Delete a file or folder."""
         target = self._root / path
@@ -147,6 +175,15 @@ class RemoteFiles:
             )
         except FileNotFoundError:
             return []
+
+    def find(self, path: str) -> list[FoundFile]:
+        """Every object below a prefix."""
+        self.fs.invalidate_cache()
+        found = self.fs.find(self._full(path), detail=True)
+        start = len(self._full(""))
+        return sorted(
+            FoundFile(name[start:], info["size"], info["LastModified"].timestamp()) for name, info in found.items()
+        )
 
     def remove(self, path: str) -> None:
         """Delete an object, or all below a prefix."""

@@ -284,10 +284,18 @@ def conform(table: pa.Table, table_name: str) -> pa.Table:
             set(table.column_names) - set(schema.names),
         )
         raise ValueError(f"table {table_name}: columns missing {sorted(missing)}, unknown {sorted(unknown)}")
+    table = table.select(schema.names)
+    check_keys(table, table_name, schema)
+    return table.cast(schema)
+
+
+def check_keys(table: pa.Table, table_name: str, schema: pa.Schema) -> None:
+    """Raise ValueError if a column is missing or null where it must not be, or a row's key repeats."""
     for field in schema:
+        if field.name not in table.column_names:
+            raise ValueError(f"table {table_name}: column {field.name} is missing")
         if not field.nullable and table[field.name].null_count:
             raise ValueError(f"table {table_name}: column {field.name} must not be null, but is in some row")
-    table = table.select(schema.names).cast(schema)
     key = [name for name in ("run", "step", "problem_id", "sample") if name in schema.names]
     if "sample" in key or table_name == "problems":
         by = [*key, *(["split"] if table_name == "problems" and "split" in key else [])]
@@ -295,7 +303,6 @@ def conform(table: pa.Table, table_name: str) -> pa.Table:
         repeated = repeated.filter(pc.field("count_all") > 1)
         if repeated.num_rows:
             raise ValueError(f"table {table_name}: key {repeated.select(by).slice(0, 1).to_pylist()[0]} repeats")
-    return table
 
 
 def table_bytes(table: pa.Table, table_name: str, provenance: Provenance) -> bytes:

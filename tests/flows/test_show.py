@@ -1,0 +1,91 @@
+"""What a person sees of runs, prompts, findings and garbage."""
+
+import os
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+from polyepo.schemas import LABELS, ROLLOUTS, SCORES
+from storage import Store
+from tests.storage.test_catalog import PROMPTLESS, commit, label_of, make_root, pick, rows_of, simple
+
+HOSTILE = "\x1b[2J\x1b[31mred\x1b[0m [bold]markup[/bold] \u202eesrever\u202c \x07 line\nbreak"
+
+
+def cli(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "100"})
+
+
+@pytest.fixture
+def root(tmp_path):
+    make_root(tmp_path, [[[simple(), simple(1, reward=0.0), simple(1), simple("degenerate"), simple("missing")]]])
+    return tmp_path
+
+
+def test_runs(root):
+    shown = cli("runs", "--root", root).output
+    assert "run" in shown
+    assert "unfinished" in shown
+    assert cli("runs", "--root", root / "nothing").exit_code == 0
+
+
+def test_show_groups_by_cluster(root):
+    result = cli("show", "run", "--root", root)
+    assert result.exit_code == 0, result.output
+    order = [result.output.index(text) for text in ("cluster 1: macro 1 · 2", "cluster 0: macro 0 · 1")]
+    assert order == sorted(order)
+    assert "not labelled · 1" in result.output
+    assert "degenerate · 1" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), [(("nobody",), "no scores"), (("run", "7"), "step 7"), (("run", "1", "p9"), "'p9'")]
+)
+def test_show_refuses_what_is_not_there(root, arguments, said):
+    result = cli("show", *arguments, "--root", root)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_hostile_responses_are_shown_as_text(tmp_path):
+    store = Store(str(tmp_path))
+    store.create_run("run", {"config": {"steps": 1}})
+    rows = rows_of("run", 1, [[simple(), simple()]])
+    texts = [HOSTILE, "x" * 1_000_000]
+    sampled = [{**r, **PROMPTLESS, "response": texts[r["sample"]], "sampler_logprobs": [0.0]} for r in rows]
+    commit(store, "run", "rollouts", 1, [pick(r, ROLLOUTS) for r in sampled], ROLLOUTS, shard=0)
+    label = {**label_of(0), "macro_strategy": HOSTILE, "judge": "first"}
+    commit(store, "run", "labels", 1, [pick({**r, **label}, LABELS) for r in rows], LABELS, shard=0, judge="first")
+    constant = {**label_of(0), "scoring": "own", "objective": "o", "judge": "first", "parsed_answer": HOSTILE}
+    commit(store, "run", "scores", 1, [pick({**r, **constant}, SCORES) for r in rows], SCORES, scoring="own")
+    for arguments in (("show", "run"), ("sql", "-c", "FROM rollouts"), ("sql", "-c", "FROM strategies")):
+        shown = cli(*arguments, "--root", tmp_path).output
+        assert "[bold]markup" in shown.replace("\n", "")
+        assert not set(shown) & {"\x1b", "\x07", "\u202e", "\u202c"}
+        assert len(shown) < 50_000
+
+
+def test_verify_says_what_is_wrong(root):
+    assert "are as their manifests say" in cli("verify", "run", "--root", root).output
+    part = next(Path(root).glob("runs/run/scores/**/*.parquet"))
+    part.write_bytes(part.read_bytes() + b"x")
+    result = cli("verify", "run", "--root", root)
+    assert result.exit_code == 1
+    assert "bytes instead of" in result.output
+    assert cli("verify", "nobody", "--root", root).exit_code == 2
+
+
+def test_gc_lists_before_it_deletes(root):
+    stray = Path(root) / "runs/run/rollouts/step=000009/shard=000/0123456789abcdef/part-00000.parquet"
+    stray.parent.mkdir(parents=True)
+    stray.write_bytes(b"half")
+    os.utime(stray, (0, 0))
+    result = cli("gc", "--root", root)
+    assert "0123456789abcdef" in result.output
+    assert "nothing was deleted" in result.output
+    assert stray.exists()
+    assert "deleted 1" in cli("gc", "--yes", "--root", root).output
+    assert not stray.exists()
+    assert cli("gc", "--older-than", "soon", "--root", root).exit_code == 2
