@@ -61,7 +61,7 @@ def compare(root: str, run: str, first: tuple[str, str | None], second: tuple[st
     """Compare two (judge id, scoring id) pairs; without scoring ids, those of the run that rest on the judges.
 
     Raises:
-        ConfigError: the run has no labels by one of the judges.
+        ConfigError: the run has no labels by one of the judges, and no scorings were given.
     """
     connection = connect(root)
 
@@ -70,12 +70,12 @@ def compare(root: str, run: str, first: tuple[str, str | None], second: tuple[st
 
     judges = {"judge_a": first[0], "judge_b": second[0]}
     labelled = [ask(_LABELLED, judge=judge)[0]["count_star()"] for judge in judges.values()]
-    if 0 in labelled:
+    scorings = _pair_of_scorings(ask(_SCORINGS), first, second)
+    if 0 in labelled and not scorings:
         missing = list(judges.values())[labelled.index(0)]
         there = [row["judge"] for row in ask("SELECT DISTINCT judge FROM labels WHERE run = $run ORDER BY ALL")]
         raise ConfigError(f"run {run!r} has no labels by judge {missing!r}; it has {there}")
-    labels = ask(_LABELS, **judges)[0] if first[0] != second[0] else None
-    scorings = _pair_of_scorings(ask(_SCORINGS), first, second)
+    labels = ask(_LABELS, **judges)[0] if first[0] != second[0] and 0 not in labelled else None
     ids = {"scoring_a": scorings[0], "scoring_b": scorings[1]} if scorings else {}
     return Comparison(
         run=run,

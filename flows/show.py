@@ -38,9 +38,9 @@ def runs_table(root: str) -> Table:
     """One line per run: state, steps, the last step's reward and successful strategies, size."""
     table = Table(box=None, pad_edge=False)
     for name in ("run", "state", "domain", "scoring"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, overflow="fold")
     for name in ("steps", "reward", "distinct", "MB"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True, min_width=len(name) + 1)
     for row in rows(connect(root), _RUNS):
         table.add_row(
             *(Text(safe_text(row[name] or "")) for name in ("run", "state", "domain")),
