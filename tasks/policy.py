@@ -17,7 +17,8 @@ from polyepo.policy.checkpoint import load_checkpoint, save_checkpoint
 from polyepo.policy.model import Policy, encode_prompt, load_policy
 from polyepo.policy.update import Batch, UpdateMetrics, update
 from polyepo.policy.warm_start import warm_start as train_warm_start
-from storage import AnyKey, ModelKey, Provenance, Store, open_store
+from storage import ModelKey, Provenance, Store, open_store
+from storage.layout import AnyKey
 from tasks.run import Run, code_version, open_run
 
 disable_progress_bar()  # transformers draws one for every model it loads, log file or not

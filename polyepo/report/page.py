@@ -145,7 +145,10 @@ def _cluster(cluster: int | None, degenerate: bool) -> int | None:
 
 
 def _round(value: float) -> float | None:
-    return float(f"{value:.4g}") if math.isfinite(value) else None
+    if not math.isfinite(value):
+        return None
+    rounded = float(f"{value:.4g}")
+    return int(rounded) if rounded.is_integer() else rounded
 
 
 def _sha256(text: str) -> str:
