@@ -25,6 +25,7 @@ from polyepo.report import Figure, Policy, Prompt, Report, Response, RunFacts, S
 from polyepo.report.choose import Candidate, choose
 from polyepo.report.data import TRAIN
 from storage import connect, open_store
+from storage.layout import check_name
 from tasks.policy import load_tokenizer
 from tasks.run import Run, open_run
 
@@ -121,20 +122,20 @@ def write_report(root: str, names: Sequence[str], output: Path) -> int:
     return len(page)
 
 
-def publish_report(root: str, name: str) -> str:
-    """Put the report of a run, or of a configuration's arms, beside the runs; returns its address.
+def publish_report(root: str, title: str, runs: Sequence[str]) -> str:
+    """Put the report of runs beside them, under the title as its name; returns its address.
 
     Reports are views: they are named by their content and never rewritten, and any of them can be deleted.
     """
-    page = render(assemble(root, [name])).encode()
+    page = render(assemble(root, runs, title)).encode()
     files = open_store(root).files
-    path = f"reports/{name}/{hashlib.sha256(page).hexdigest()[:12]}.html"
+    path = f"reports/{check_name('title', title)}/{hashlib.sha256(page).hexdigest()[:12]}.html"
     files.create(path, page)
     url = files.url(path)
     return url if "://" in url else Path(url).as_uri()
 
 
-def assemble(root: str, names: Sequence[str]) -> Report:
+def assemble(root: str, names: Sequence[str], title: str | None = None) -> Report:
     """Everything the report of these runs shows. Raises ConfigError as `write_report` does."""
     runs = [open_run(root, run) for run in dict.fromkeys(run for name in names for run in runs_named(root, name))]
     source = _Source(root, runs)
@@ -153,7 +154,7 @@ def assemble(root: str, names: Sequence[str]) -> Report:
     ]
     table = held_out[0].table() if held_out else []
     return Report(
-        title=", ".join(names),
+        title=title or ", ".join(names),
         runs=facts,
         findings=_findings(source, facts, held_out),
         policies=table,
@@ -181,7 +182,10 @@ class _Source:
         # A temporary table stands before the view of its name, so what is run here is, word for word, what is shown.
         for name in ("runs", "updates", "evals", "scores", "labels", "judge_calls"):
             self.connection.execute(f"CREATE TEMP TABLE {name} AS SELECT * FROM main.{name} WHERE {self.where}")
-        self.benchmarks = [b for (b,) in self.rows("SELECT DISTINCT benchmark FROM evals ORDER BY benchmark = 'heldout' DESC, benchmark")]
+        self.benchmarks = [
+            b
+            for (b,) in self.rows("SELECT DISTINCT benchmark FROM evals ORDER BY benchmark = 'heldout' DESC, benchmark")
+        ]
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """What a query returns."""
@@ -212,8 +216,8 @@ class _HeldOut:
         self.facts = facts
         self.policies = self._policies()
         self.note = (
-            f"{benchmark}: {len(self.problem_ids)} problems, {self.num_samples} samples each. In brackets: 95 % BCa "
-            "bootstrap intervals over problems. maj@k: accuracy of the most frequent of k answers. distinct@k: "
+            f"{benchmark}: {len(self.problem_ids)} problems, {self.num_samples} samples each. Below each number: its 95 % "
+            "BCa bootstrap interval over problems. maj@k: accuracy of the most frequent of k answers. distinct@k: "
             "expected number of distinct successful strategies among k samples."
         )
 
@@ -246,31 +250,79 @@ class _HeldOut:
 
     def figures(self) -> list[Figure]:
         """pass@k, maj@k, vote share, strategies and branching of each policy; and how they went over steps."""
-        ks = sorted({2**i for i in range(self.num_samples.bit_length())} & set(range(1, self.num_samples + 1)) | {self.num_samples})
+        ks = sorted(
+            {2**i for i in range(self.num_samples.bit_length())} & set(range(1, self.num_samples + 1))
+            | {self.num_samples}
+        )
         measures: list[tuple[str, str, str, Callable[[_Evaluation, int], Any], str, bool]] = [
             ("pass", "pass@k", "Chance that one of k samples is correct.", _Evaluation.pass_at, "pass@k", True),
-            ("maj", "maj@k", "Accuracy of the most frequent of k answers.", lambda e, k: e.majority(k)[0], "maj@k", True),
-            ("vote", "Vote share", "Share of k votes that the most frequent answer has.", lambda e, k: e.majority(k)[1], "share", True),
-            ("div", "Distinct successful strategies among k", "Expected number, from all samples.", _Evaluation.strategies, "strategies", False),
+            (
+                "maj",
+                "maj@k",
+                "Accuracy of the most frequent of k answers.",
+                lambda e, k: e.majority(k)[0],
+                "maj@k",
+                True,
+            ),
+            (
+                "vote",
+                "Vote share",
+                "Share of k votes that the most frequent answer has.",
+                lambda e, k: e.majority(k)[1],
+                "share",
+                True,
+            ),
+            (
+                "div",
+                "Distinct successful strategies among k",
+                "Expected number, from all samples.",
+                _Evaluation.strategies,
+                "strategies",
+                False,
+            ),
         ]
         figures = [
-            self._figure(name, title, caption + " Bands: 95 % intervals over problems.", "k", y, share, {
-                label: (ks, [with_interval(measure(evaluation, k)) for k in ks])
-                for label, (_, evaluation) in self.policies.items()
-            }, log_x=True)
+            self._figure(
+                name,
+                title,
+                caption + " Bands: 95 % intervals over problems.",
+                "k",
+                y,
+                share,
+                {
+                    label: (ks, [with_interval(measure(evaluation, k)) for k in ks])
+                    for label, (_, evaluation) in self.policies.items()
+                },
+                log_x=True,
+            )
             for name, title, caption, measure, y, share in measures
         ]
         figures.append(self._branching())
         some = min(8, self.num_samples)
-        over_steps = [("pass-steps", "pass@1 over steps", lambda e: e.pass_at(1), "pass@1", True),
-                      ("div-steps", f"Distinct successful strategies among {some}, over steps", lambda e: e.strategies(some), "strategies", False)]
+        over_steps = [
+            ("pass-steps", "pass@1 over steps", lambda e: e.pass_at(1), "pass@1", True),
+            (
+                "div-steps",
+                f"Distinct successful strategies among {some}, over steps",
+                lambda e: e.strategies(some),
+                "strategies",
+                False,
+            ),
+        ]
         for name, title, values, y, share in over_steps:
             lines = {}
             for run in self.source.names:
                 steps = sorted(step for of_run, step in self.evaluations if of_run == run)
                 if len(steps) > 2:
-                    lines[self.source.label(run)] = (steps, [with_interval(values(self.evaluations[run, s])) for s in steps])
-            figures.append(self._figure(name, title, "On held-out problems, with 95 % intervals over problems.", "step", y, share, lines))
+                    lines[self.source.label(run)] = (
+                        steps,
+                        [with_interval(values(self.evaluations[run, s])) for s in steps],
+                    )
+            figures.append(
+                self._figure(
+                    name, title, "On held-out problems, with 95 % intervals over problems.", "step", y, share, lines
+                )
+            )
         return figures
 
     def _branching(self) -> Figure:
@@ -295,13 +347,28 @@ class _HeldOut:
                 [with_interval(np.array([a[t] if t < len(a) else 0 for a in alive])) for t in positions],
             )
         return self._figure(
-            "branching", "Branching", "Branches of the samples' token tree that are alive at each token, mean over "
-            "problems: how early a policy's responses part.", "token", "branches", False, lines, sql=sql,
+            "branching",
+            "Branching",
+            "Branches of the samples' token tree that are alive at each token, mean over "
+            "problems: how early a policy's responses part.",
+            "token",
+            "branches",
+            False,
+            lines,
+            sql=sql,
         )
 
     def _figure(
-        self, name: str, title: str, caption: str, x: str, y: str, share: bool,
-        lines: dict[str, tuple[list[int], list[tuple[float, float, float]]]], log_x: bool = False, sql: str | None = None,
+        self,
+        name: str,
+        title: str,
+        caption: str,
+        x: str,
+        y: str,
+        share: bool,
+        lines: dict[str, tuple[list[int], list[tuple[float, float, float]]]],
+        log_x: bool = False,
+        sql: str | None = None,
     ) -> Figure:
         series = [
             Series(label, list(map(float, xs)), [v[0] for v in values], [v[1] for v in values], [v[2] for v in values])
@@ -309,8 +376,16 @@ class _HeldOut:
         ]
         suffix = "" if self.benchmark == self.source.benchmarks[0] else f" · {self.benchmark}"
         return Figure(
-            f"{name}-{self.benchmark}", "heldout", title + suffix, caption, x, y, sql or self.sql, series,
-            log_x=log_x, unit_interval=share,
+            f"{name}-{self.benchmark}",
+            "heldout",
+            title + suffix,
+            caption,
+            x,
+            y,
+            sql or self.sql,
+            series,
+            log_x=log_x,
+            unit_interval=share,
         )
 
 
@@ -322,7 +397,10 @@ class _Evaluation:
         self.correct_PM = np.array([[bool(correct) for correct, *_ in row] for row in grades])
         self.answers = [[answer for _, answer, *_ in row] for row in grades]
         self.clusters_PM = np.array(
-            [[DEGENERATE if degenerate or cluster is None else cluster for *_, cluster, degenerate in row] for row in grades]
+            [
+                [DEGENERATE if degenerate or cluster is None else cluster for *_, cluster, degenerate in row]
+                for row in grades
+            ]
         )
         self._majority: dict[int, tuple[Any, Any]] = {}
 
@@ -416,7 +494,9 @@ def _curves(source: _Source) -> list[Figure]:
         for place, stage in enumerate(_STAGES)
         for series in _series(source, [(row[0], row[1], row[2 + place]) for row in rows], stage)
     ]
-    figures.append(Figure("seconds", "health", "Seconds by stage", "Of each step.", "step", "seconds", sql, stages, "stack"))
+    figures.append(
+        Figure("seconds", "health", "Seconds by stage", "Of each step.", "step", "seconds", sql, stages, "stack")
+    )
     figures += _judge_calls(source)
     return figures
 
@@ -430,12 +510,51 @@ def _judge_calls(source: _Source) -> list[Figure]:
     )
     rows = source.rows(sql)
     if statuses := sorted({row[2] for row in rows} - {"ok"}):
-        series = [s for status in statuses for s in _series(source, [(r[0], r[1], r[3]) for r in rows if r[2] == status], status)]
-        figures.append(Figure("status", "judge", "Labels that are not plainly ok", "Share of responses by status.", "step", "share", sql, series, unit_interval=True))
+        series = [
+            s
+            for status in statuses
+            for s in _series(source, [(r[0], r[1], r[3]) for r in rows if r[2] == status], status)
+        ]
+        figures.append(
+            Figure(
+                "status",
+                "judge",
+                "Labels that are not plainly ok",
+                "Share of responses by status.",
+                "step",
+                "share",
+                sql,
+                series,
+                unit_interval=True,
+            )
+        )
     sql = f"SELECT run, step, failed / calls AS failed, latency_median_s\nFROM judge_cost() SEMI JOIN runs USING (run, judge)\nWHERE {source.where}\nORDER BY run, step"
     if rows := source.rows(sql):
-        figures.append(Figure("failed-calls", "judge", "Failed calls", "Share of the judge's calls that failed.", "step", "share", sql, _series(source, [r[:3] for r in rows]), unit_interval=True))
-        figures.append(Figure("latency", "judge", "Latency", "Median seconds of the judge's calls.", "step", "seconds", sql, _series(source, [(r[0], r[1], r[3]) for r in rows])))
+        figures.append(
+            Figure(
+                "failed-calls",
+                "judge",
+                "Failed calls",
+                "Share of the judge's calls that failed.",
+                "step",
+                "share",
+                sql,
+                _series(source, [r[:3] for r in rows]),
+                unit_interval=True,
+            )
+        )
+        figures.append(
+            Figure(
+                "latency",
+                "judge",
+                "Latency",
+                "Median seconds of the judge's calls.",
+                "step",
+                "seconds",
+                sql,
+                _series(source, [(r[0], r[1], r[3]) for r in rows]),
+            )
+        )
     return figures
 
 
@@ -461,7 +580,9 @@ def _some(items: list[Any], limit: int) -> list[Any]:
 
 def _second_judge(source: _Source) -> list[Figure]:
     """Agreement of each run's own judge with every other that labelled it."""
-    others = source.rows("SELECT DISTINCT l.judge, r.judge FROM labels l JOIN runs r USING (run) WHERE l.judge <> r.judge ORDER BY ALL")
+    others = source.rows(
+        "SELECT DISTINCT l.judge, r.judge FROM labels l JOIN runs r USING (run) WHERE l.judge <> r.judge ORDER BY ALL"
+    )
     figures = []
     for other, own in others:
         sql = (
@@ -474,7 +595,19 @@ def _second_judge(source: _Source) -> list[Figure]:
             (3, "Pairs that agree", "Share of pairs of responses that both put together, or both put apart.", "share"),
         ]:
             series = _series(source, [(row[0], row[1], row[column]) for row in rows])
-            figures.append(Figure(f"judges-{len(figures)}", "judges", f"{title}: {own} and {other}", caption, "step", y, sql, series, unit_interval=True))
+            figures.append(
+                Figure(
+                    f"judges-{len(figures)}",
+                    "judges",
+                    f"{title}: {own} and {other}",
+                    caption,
+                    "step",
+                    y,
+                    sql,
+                    series,
+                    unit_interval=True,
+                )
+            )
     return figures
 
 
@@ -527,7 +660,21 @@ def _read(source: _Source, chosen: Sequence[Candidate]) -> list[Prompt]:
     steps = ", ".join(map(str, sorted({c.step for c in chosen if c.benchmark == TRAIN}))) or "NULL"
     responses: dict[tuple[Any, ...], list[Response]] = defaultdict(list)
     # Steps are spelt out, so that only their files are opened.
-    for *key, _, text, token_ids, truncated, reward, answer, cluster, degenerate, advantage, macro, micro, status in source.rows(
+    for (
+        *key,
+        _,
+        text,
+        token_ids,
+        truncated,
+        reward,
+        answer,
+        cluster,
+        degenerate,
+        advantage,
+        macro,
+        micro,
+        status,
+    ) in source.rows(
         f"""SELECT w.run, w.benchmark, w.step, w.problem_id, sample, response, response_token_ids,
                    finish_reason = 'length', reward, parsed_answer, s.cluster, s.degenerate, advantage,
                    macro_strategy, micro_strategy, status
@@ -684,7 +831,9 @@ def _warnings(source: _Source) -> list[str]:
                 "outweighed reward, a correct response was pushed down and an incorrect one up."
             )
         if unlabelled:
-            sentences.append(f"{label}: the judge could not label {unlabelled:,} of {prompts:,} prompts ({unlabelled / prompts:.1%}).")
+            sentences.append(
+                f"{label}: the judge could not label {unlabelled:,} of {prompts:,} prompts ({unlabelled / prompts:.1%})."
+            )
         if truncated > 0.05:
             sentences.append(f"{label}: {truncated:.0%} of responses were cut off at the length limit.")
         if degenerate > 0.05:

@@ -257,7 +257,9 @@ def bootstrap_interval(
     num_problems, shape = len(values_P), values_P.shape[1:]
     values_PK = values_P.reshape(num_problems, -1)
     mean_K = values_PK.mean(0)
-    counts_BP = np.random.default_rng(seed).multinomial(num_problems, np.full(num_problems, 1 / num_problems), num_resamples)
+    counts_BP = np.random.default_rng(seed).multinomial(
+        num_problems, np.full(num_problems, 1 / num_problems), num_resamples
+    )
     means_BK = np.sort(counts_BP @ values_PK / num_problems, axis=0)
     centred_PK = values_PK - mean_K
     spread_K = (centred_PK**2).sum(0) ** 1.5

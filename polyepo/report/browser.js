@@ -301,8 +301,8 @@ class Browser {
       y: { domain: kept, label: null, tickFormat: (name) => safeLine(short(name)), tickSize: 0 }, r: { domain: [0, largest], range: [0, radius] },
       marks: [
         Plot.gridY({ stroke: "var(--line)", strokeOpacity: 0.6 }),
-        Plot.dot(points, { fx: "run", x: "step", y: "strategy", r: "count", stroke: "var(--wrong)", strokeWidth: 1.3, fill: "var(--card)" }),
-        Plot.dot(points, { fx: "run", x: "step", y: "strategy", r: "correct", fill: "var(--right)" }),
+        Plot.dot(points.filter((d) => d.count > d.correct), { fx: "run", x: "step", y: "strategy", r: "count", stroke: "var(--wrong)", strokeWidth: 1.4, fill: "var(--card)" }),
+        Plot.dot(points.filter((d) => d.correct), { fx: "run", x: "step", y: "strategy", r: "correct", fill: "var(--right)", stroke: "var(--card)", strokeWidth: 0.6 }),
         this.source(p) === "train" || steps.includes(p.s) ? Plot.ruleX([p.s], { fx: () => this.run(p).label, stroke: "var(--ink)", strokeOpacity: 0.35, strokeDasharray: "3 3" }) : null,
         Plot.tip(points, Plot.pointer({ fx: "run", x: "step", y: "strategy", fill: "var(--card)", stroke: "var(--line)", title })),
       ],
@@ -310,7 +310,7 @@ class Browser {
     svg.setAttribute("role", "img");
     svg.setAttribute("aria-label", `Strategies of this problem over steps, ${runs.join(", ")}`);
     return h("section", { class: "history" }, h("h4", {}, "How this problem's strategies came and went"),
-      h("p", { class: "faint" }, "Circle: responses of a strategy at a step. Filled: correct ones.", totals.length > kept.length ? ` The ${kept.length} most frequent of ${totals.length}.` : "", shared ? h("span", {}, " All begin with “", visible(kept[0].slice(0, shared).trim()), "”.") : null), svg);
+      h("p", { class: "faint" }, "Each dot: a strategy’s responses at a step, by number. Filled: correct ones; a ring around: incorrect ones as well.", totals.length > kept.length ? ` The ${kept.length} most frequent of ${totals.length}.` : "", shared ? h("span", {}, " All begin with “", visible(kept[0].slice(0, shared).trim()), "”.") : null), svg);
   }
 
   sql(p) {

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from os.path import commonprefix
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Decode = Callable[[list[int]], str]
 
@@ -36,11 +35,17 @@ def divergence(token_ids: Sequence[list[int]], texts: Sequence[str], decode: Dec
     order = sorted(range(len(token_ids)), key=lambda i: (token_ids[i], i))
     tokens, units = [], []
     for a, b in pairwise(order):
-        shared = len(commonprefix([token_ids[a], token_ids[b]]))
-        text = commonprefix([texts[a], texts[b]])
+        shared = _shared(token_ids[a], token_ids[b])
+        text = texts[a][: _shared(texts[a], texts[b])] if shared else ""
         if decode is not None and text:
             # A prefix of the tokens may decode to more or less than a prefix of the text: half a character, a space.
-            text = commonprefix([text, decode(token_ids[a][:shared])])
+            text = text[: _shared(text, decode(token_ids[a][:shared]))]
         tokens.append(shared)
         units.append(len(text.encode("utf-16-le", "surrogatepass")) // 2)
     return Divergence(order, tokens, units)
+
+
+def _shared(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """Length of the longest common prefix."""
+    shortest = min(len(a), len(b))
+    return next((i for i in range(shortest) if a[i] != b[i]), shortest)

@@ -8,6 +8,8 @@ const SECTIONS = {
   judge: ["Judge", "What the judge could make of the responses."],
   health: ["Health", "Whether the numbers above can be trusted, and where the time went."],
 };
+const HEADLINE = "distinct_successful";
+const tick = (value) => (Math.abs(value) >= 10000 ? d3.format("~s")(value) : String(Number(value.toPrecision(3))));
 const STACK = ["var(--s0)", "var(--s1)", "var(--s2)", "var(--s3)", "var(--s4)"];
 
 class Figures {
@@ -21,9 +23,14 @@ class Figures {
     for (const [key, [title, lede]] of Object.entries(SECTIONS)) {
       const figures = data.figures.filter((f) => f.section === key);
       if (!figures.length) continue;
-      const grid = h("div", { class: "grid" }, figures.map((f) => this.card(f)));
-      mount.append(h("section", { id: key, "data-nav": title }, h("h2", {}, title), h("p", { class: "note" }, lede), grid));
+      // What is 0 throughout needs no picture.
+      const isZero = (f) => f.series.every((s) => s.y.every((y) => !y));
+      const grid = h("div", { class: "grid" }, figures.filter((f) => !isZero(f)).map((f) => this.card(f)));
+      const zeros = figures.filter(isZero).map((f) => h("div", { class: "zero" }, h("b", {}, f.title), h("span", {}, " 0 at every step. "), h("span", { class: "faint" }, f.caption), sqlDetails(f.sql)));
+      mount.append(h("section", { id: key, "data-nav": title }, h("h2", {}, title), h("p", { class: "note" }, lede), grid, zeros));
     }
+    const headline = data.figures.find((f) => f.id === HEADLINE && f.series.some((s) => s.x.length > 1));
+    if (headline) document.getElementById("headline").append(this.card(headline));
     const agreement = data.figures.filter((f) => f.section === "judges");
     if (agreement.length) judges.append(h("div", { class: "grid" }, agreement.map((f) => this.card(f))));
     const observer = new ResizeObserver((entries) => entries.forEach((entry) => this.draw(this.cards.find((c) => c.body === entry.target))));
@@ -57,7 +64,7 @@ class Figures {
   card(figure) {
     const body = h("div", { class: "plot" });
     const numbers = h("details", { class: "numbers", ontoggle: () => numbers.open && numbers.childElementCount === 1 && numbers.append(this.table(figure)) }, h("summary", {}, "Numbers"));
-    const element = h("figure", { class: "figure", id: "figure-" + figure.id },
+    const element = h("figure", { class: "figure", "data-figure": figure.id },
       h("figcaption", {}, h("h3", {}, figure.title), h("p", {}, figure.caption)), body,
       h("div", { class: "foot" }, numbers, sqlDetails(figure.sql)));
     this.cards.push({ figure, body });
@@ -99,11 +106,11 @@ class Figures {
     const ends = this.ends(series, window);
     const labelled = width > 260;
     return Plot.plot({
-      width, height: Math.round(Math.max(190, Math.min(260, width * 0.58))),
-      marginLeft: 44, marginRight: labelled ? Math.min(110, 14 + 6.6 * Math.max(4, ...ends.map((d) => d.text.length))) : 14, marginTop: 18, marginBottom: 34,
+      width, height: Math.round(Math.max(200, Math.min(290, width * 0.6))),
+      marginLeft: 44, marginRight: labelled ? Math.min(110, 14 + 6.6 * Math.max(4, ...ends.map((d) => d.text.length))) : 14, marginTop: 30, marginBottom: 36,
       className: "plot-svg",
-      x: { label: figure.x, type: figure.log_x ? "log" : "linear", base: 2, ticks: figure.log_x ? undefined : Math.max(3, width / 90), tickFormat: (d) => d.toLocaleString("en"), nice: false, inset: 4, labelAnchor: "center", labelArrow: "none" },
-      y: { label: figure.y, domain: figure.unit_interval ? [0, top > 0.25 ? 1 : Math.max(top * 1.2, 0.01)] : [bottom, top * 1.05 || 1], grid: true, ticks: 5, labelArrow: "none", tickFormat: figure.unit_interval && top <= 0.25 ? "~g" : "~s" },
+      x: { label: figure.x, type: figure.log_x ? "log" : "linear", base: 2, ticks: figure.log_x ? undefined : Math.max(3, width / 90), tickFormat: (d) => d.toLocaleString("en"), nice: false, inset: 4, tickSize: 4, labelAnchor: "center", labelArrow: "none" },
+      y: { label: figure.y, domain: figure.unit_interval ? [0, top > 0.25 ? 1 : Math.max(top * 1.2, 0.01)] : [bottom, top * 1.05 || 1], grid: true, ticks: 5, labelArrow: "none", labelOffset: 44, tickSize: 0, tickFormat: tick },
       marks: [
         banded ? Plot.areaY(points, { x: "x", y1: "low", y2: "high", z, fill: color, fillOpacity: 0.14 }) : null,
         window > 1 ? Plot.lineY(points, { ...line, strokeOpacity: 0.22, strokeWidth: 1 }) : null,
@@ -127,7 +134,7 @@ class Figures {
       return { policy: s.policy, x: s.x.at(-1), y: tail.reduce((a, b) => a + b, 0) / Math.max(1, tail.length), text: s.part ? `${s.policy} ${s.part}` : s.policy };
     }).sort((a, b) => b.y - a.y);
     const right = Math.max(...ends.map((d) => d.x), 0);
-    const gap = span * 0.075;
+    const gap = span * 0.1;
     ends.forEach((d, i) => { d.at = i ? Math.min(d.y, ends[i - 1].at - gap) : d.y; d.x = right; });
     const below = ends.length ? Math.min(...all.map((d) => d.low ?? d.y), 0) - ends.at(-1).at : 0;
     if (below > 0) for (let i = ends.length - 1, floor = ends.at(-1).at + below; i >= 0; i--, floor += gap) ends[i].at = Math.max(ends[i].at, floor);
@@ -148,7 +155,7 @@ class Figures {
       width, height, marginLeft: 44, marginRight: 14, marginTop: 34, marginBottom: 34, className: "plot-svg",
       fy: { label: null, domain: policies, axis: null, padding: 0.12 },
       x: { label: figure.x, ticks: Math.max(3, width / 90), labelAnchor: "center", labelArrow: "none", tickFormat: (d) => d.toLocaleString("en") },
-      y: { label: null, grid: true, ticks: 2, tickFormat: "~s" },
+      y: { label: null, grid: true, ticks: 2, tickSize: 0, tickFormat: tick },
       marks: [
         Plot.areaY(points, { x: "x", y: "y", fy: "policy", z: "part", fill: color, order: parts, curve: "step" }),
         Plot.text(policies, { fy: (d) => d, text: (d) => d, frameAnchor: "top-left", dx: 6, dy: 3, fill: "var(--ink)", stroke: "var(--card)", strokeWidth: 3, className: "end" }),

@@ -27,9 +27,9 @@ def render(report: Report) -> str:
     scripts = [(folder / name).read_text("utf-8") for name in _SCRIPTS]
     # Only these very scripts may run, and nothing may be fetched: whatever else got into the page would be inert.
     hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts)
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        (folder / "template.html.jinja").read_text("utf-8")
-    )
+    template = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string((folder / "template.html.jinja").read_text("utf-8"))
     return template.render(
         report=report,
         policy=(
