@@ -87,7 +87,7 @@ def train(
     afresh = _command("polyepo", "train", str(config), "--run", f"{name}-2", "--root", root, *sets)
     typer.echo(
         f"\nNext:\n  {_command('polyepo', 'summary', name, '--root', root)}\n      this table again"
-        f"\n  {_command('polyepo', 'report', name, '--root', root)}\n      figures and responses as a page for the browser"
+        f"\n  {_command('polyepo', 'report', name, '--root', root)}\n      figures and responses as a page"
         f"\n  {afresh}\n      the same again, from scratch"
         f"\n  {ui}\n      every step in the Prefect UI"
         "\n  make stop\n      stop the server and the worker"

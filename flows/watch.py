@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from rich.console import Console, Group
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.summary import runs_named
-from storage import open_store
+from flows.terminal import safe_text
 from tasks.run import Run, open_run
 
 _REFRESH_SECONDS = 1.0
@@ -123,18 +123,10 @@ def sparkline(values: list[float], width: int = _WIDTH) -> str:
     """Values as bars, from their least to their greatest; means of neighbours where there is no room for all."""
     if len(values) > width:
         bounds = [round(i * len(values) / width) for i in range(width + 1)]
-        values = [sum(values[a:b]) / (b - a) for a, b in zip(bounds, bounds[1:], strict=False)]
+        values = [sum(values[a:b]) / (b - a) for a, b in pairwise(bounds)]
     low, high = min(values), max(values)
     scale = (len(_LEVELS) - 1) / (high - low) if high > low else 0.0
     return "".join(_LEVELS[round((value - low) * scale)] for value in values)
-
-
-def printable(text: str, limit: int) -> str:
-    """Model output for a terminal: one line without control or invisible characters, cut to a length."""
-    shown = "".join(
-        "·" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") else c for c in text[: 4 * limit]
-    )
-    return shown if len(shown) <= limit and len(text) <= 4 * limit else shown[: limit - 1] + "…"
 
 
 def _curves(watched: Watched) -> Table:
@@ -169,13 +161,13 @@ def _clusters(watched: Watched) -> list[Any]:
         strategy, response = texts.get(rows[0]["sample"], ("", ""))
         name = "degenerate" if degenerate else strategy if cluster is not None else "unlabelled"
         table.add_row(
-            Text(printable(name, 28)),
+            Text(safe_text(name, 28)),
             str(len(rows)),
             f"{sum(row['reward'] for row in rows) / len(rows):.2f}",
             f"{sum(row['advantage'] for row in rows) / len(rows):+.3f}",
-            Text(printable(response, 60)),
+            Text(safe_text(response, 60)),
         )
-    return [Text(f"step {step}, problem {printable(problem_id, 60)}", style="dim"), table]
+    return [Text(f"step {step}, problem {safe_text(problem_id, 60)}", style="dim"), table]
 
 
 def _texts(run: Run, step: int, problem_id: str) -> dict[int, tuple[str, str]]:
