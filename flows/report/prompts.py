@@ -12,7 +12,7 @@ import pyarrow as pa
 from flows.report.source import Source, evenly, quote
 from polyepo.objectives import DEGENERATE
 from polyepo.report import Prompt, Response, RunFacts
-from polyepo.report.choose import Candidate, choose
+from polyepo.report.choose import Candidate, fit
 from polyepo.report.data import TRAIN
 from tasks.policy import load_tokenizer
 from tasks.run import Run
@@ -48,8 +48,7 @@ FROM own
 GROUP BY run, benchmark, step, problem_id
 ORDER BY run, benchmark, step, problem_id"""  # noqa: S608 - names are quoted
     candidates = [Candidate(*row) for row in source.rows(sql)]
-    chosen = choose(candidates, PAGE_BYTES)
-    prompts = _read_chosen(source, chosen)
+    chosen, prompts = fit(candidates, PAGE_BYTES, lambda some: _read_chosen(source, some))
     if len(chosen) == len(candidates):
         note = f"All {len(candidates):,} prompts of all steps and evaluations are here."
     else:

@@ -27,6 +27,8 @@ class Source:
         # A temporary table stands before the view of its name, so what is run here is, word for word, what is shown.
         for name in ("runs", "updates", "evals", "scores", "labels", "judge_calls"):
             self.connection.execute(f"CREATE TEMP TABLE {name} AS SELECT * FROM main.{name} WHERE {self.where}")  # noqa: S608
+        # One thread adds up in one order: the same artifacts make the same page, to the last digit.
+        self.connection.execute("SET threads = 1")
         self.benchmarks = [
             b
             for (b,) in self.rows("SELECT DISTINCT benchmark FROM evals ORDER BY benchmark = 'heldout' DESC, benchmark")
@@ -38,7 +40,8 @@ class Source:
 
     def judge_pairs(self) -> list[tuple[str, str]]:
         """A run's own judge and another that labelled it too."""
-        sql = "SELECT DISTINCT r.judge, l.judge FROM labels l JOIN runs r USING (run) WHERE l.judge <> r.judge ORDER BY ALL"
+        both = "labels l JOIN runs r USING (run)"
+        sql = f"SELECT DISTINCT r.judge, l.judge FROM {both} WHERE l.judge <> r.judge ORDER BY ALL"  # noqa: S608
         return [(own, other) for own, other in self.rows(sql)]
 
     def label(self, run: str) -> str:

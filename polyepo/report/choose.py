@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
+
+from polyepo.report.data import Prompt
+from polyepo.report.page import packed_size
 
 _PER_RUN_AND_STEP = 16
 
@@ -51,6 +54,20 @@ def choose(candidates: Sequence[Candidate], budget: int) -> list[Candidate]:
                     budget -= candidate.cost
                     chosen.append(candidate)
     return chosen
+
+
+def fit(
+    candidates: Sequence[Candidate], budget: int, read: Callable[[list[Candidate]], list[Prompt]]
+) -> tuple[list[Candidate], list[Prompt]]:
+    """Choose prompts and read them; fewer, while what was read takes more of the page than the estimate said."""
+    target = budget
+    while True:
+        chosen = choose(candidates, target)
+        prompts = read(chosen)
+        size = packed_size(prompts)
+        if size <= budget:
+            return chosen, prompts
+        target = int(0.9 * target * budget / size)
 
 
 def _halving(keys: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:

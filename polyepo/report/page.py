@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import resources
 from typing import Any
@@ -49,6 +50,12 @@ def to_json(value: Any) -> str:
     """JSON that can stand in a script element: ASCII, and without the signs that HTML sees something in."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def packed_size(prompts: Sequence[Prompt]) -> int:
+    """Bytes that prompts take of the page."""
+    strings = _Strings()
+    return len(to_json([_prompt(prompt, 0, 0, strings, None) for prompt in prompts])) + len(to_json(strings.texts))
 
 
 class _Strings:
