@@ -55,8 +55,8 @@ def assemble(root: str, names: Sequence[str], title: str | None = None) -> Repor
     if not source.rows("SELECT 1 FROM updates UNION ALL SELECT 1 FROM evals LIMIT 1"):
         raise ConfigError(f"run {' '.join(names)}: no step and no evaluation is committed yet, so there is no report")
     facts = _facts(runs, source)
-    held_out = [HeldOut(source, facts, benchmark) for benchmark in source.benchmarks]
-    prompts, coverage_note, sql = read_prompts(source, facts)
+    held_out = [HeldOut(source, benchmark) for benchmark in source.benchmarks]
+    prompts, coverage_note, sql = read_prompts(source)
     shown = {prompt.problem_id for prompt in prompts}
     histories, history_sql, history_note = read_histories(source, shown)
     second = judge_differences(source)

@@ -12,7 +12,7 @@ from flows.report.source import Source, evenly, quote
 from polyepo import metrics
 from polyepo.metrics import bootstrap_interval
 from polyepo.objectives import DEGENERATE
-from polyepo.report import Figure, Policy, RunFacts, Series
+from polyepo.report import Figure, Policy, Series
 
 BASE = "base"
 
@@ -20,7 +20,7 @@ BASE = "base"
 class HeldOut:
     """A benchmark's evaluations, per policy and problem."""
 
-    def __init__(self, source: Source, facts: list[RunFacts], benchmark: str) -> None:
+    def __init__(self, source: Source, benchmark: str) -> None:
         self.benchmark = benchmark
         self.sql = (
             "SELECT run, step, problem_id, sample, reward > 0.5 AS correct, parsed_answer, cluster, degenerate\n"
@@ -34,7 +34,6 @@ class HeldOut:
         self.num_samples = min(len(problems[p]) for problems in grades.values() for p in self.problem_ids)
         self.evaluations = {key: Evaluation(problems, self) for key, problems in grades.items()}
         self.source = source
-        self.facts = facts
         self.policies = self._policies()
         self.note = (
             f"{benchmark}: {len(self.problem_ids)} problems, {self.num_samples} samples each. Below each number: its "

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from flows.report.source import Source, evenly, quote
 from polyepo.objectives import DEGENERATE
-from polyepo.report import Prompt, Response, RunFacts
+from polyepo.report import Prompt, Response
 from polyepo.report.choose import Candidate, fit
 from polyepo.report.data import TRAIN
 from tasks.policy import load_tokenizer
@@ -22,10 +22,10 @@ PAGE_BYTES = 8_000_000
 _HISTORY_ROWS = 120_000
 
 
-def read_prompts(source: Source, facts: list[RunFacts]) -> tuple[list[Prompt], str, dict[str, str]]:
+def read_prompts(source: Source) -> tuple[list[Prompt], str, dict[str, str]]:
     """The prompts that the browser holds, a note of how many there are, and the SQL behind them."""
     differing = "\n    UNION\n    ".join(
-        f"SELECT run, step, problem_id FROM agreement_by_prompt({quote(own)}, {quote(other)}) WHERE pair_agreement < 1"
+        f"FROM agreement_by_prompt({quote(own)}, {quote(other)}) SELECT run, step, problem_id WHERE pair_agreement < 1"
         for own, other in source.judge_pairs()
     )
     differing = differing or "SELECT run, step, problem_id FROM scores WHERE false"

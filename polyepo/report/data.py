@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 TRAIN = "train"
 
@@ -123,6 +124,5 @@ class Report:
     """Which prompts the browser holds, of how many."""
     sql: dict[str, str]
     """Of what is no figure: the browser, the histories, the judges."""
-    details: dict[str, Any] = field(default_factory=dict)
-    decode: Any = None
+    decode: Callable[[list[int]], str] | None = None
     """Token ids -> text, of the policy's tokenizer; marks are where the texts part if there is none."""

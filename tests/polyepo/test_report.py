@@ -20,7 +20,8 @@ HOSTILE = [
     "<script>window.hacked = 1</script>",
     "</script><img src=x onerror='window.hacked = 1'>",
     "<!--<script>", "]]>", "&lt;b&gt;", "{{ 7 * 7 }}", "${7 * 7}", "javascript:alert(1)",
-    "left \u202eright\u202c \u2066isolated", "bell\x07 null\x00 escape\x1b[31mred", "\u2028 and \u2029", "\ud7ff\ufffd\U000e0041",
+    "left \u202eright\u202c \u2066isolated", "bell\x07 null\x00 escape\x1b[31mred", "\u2028 and \u2029",
+    "\ud7ff\ufffd\U000e0041",
     "x" * 1_000_000,
     b"broken \xff\xfe utf-8".decode("utf-8", "replace"),
 ]  # fmt: skip
@@ -126,7 +127,9 @@ def test_where_any_two_responses_part(token_ids):
 
 def candidates(steps, prompts, characters=100):
     return [
-        Candidate("run", "train", step, f"p{prompt}", 8, characters, prompt % 4, prompt % 5 > 0, prompt == 7, prompt == 9, False)
+        Candidate(
+            "run", "train", step, f"p{prompt}", 8, characters, prompt % 4, prompt % 5 > 0, prompt == 7, prompt == 9, False
+        )
         for step in range(1, steps + 1)
         for prompt in range(prompts)
     ]  # fmt: skip
