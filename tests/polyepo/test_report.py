@@ -128,7 +128,8 @@ def test_where_any_two_responses_part(token_ids):
 def candidates(steps, prompts, characters=100):
     return [
         Candidate(
-            "run", "train", step, f"p{prompt}", 8, characters, prompt % 4, prompt % 5 > 0, prompt == 7, prompt == 9, False
+            "run", "train", step, f"p{prompt}", 8, characters, prompt % 4, prompt % 5 > 0, prompt == 7, prompt == 9,
+            disagree=False,
         )
         for step in range(1, steps + 1)
         for prompt in range(prompts)
