@@ -23,6 +23,10 @@ from storage.layout import check_name
 from tasks.run import Run, open_run
 
 
+class NothingToReportError(ConfigError):
+    """No step and no evaluation of the runs is committed yet."""
+
+
 def write_report(root: str, names: Sequence[str], output: Path) -> int:
     """Write the report of runs (or of whole configurations: their arms) to a file; returns its size in bytes.
 
@@ -53,7 +57,9 @@ def assemble(root: str, names: Sequence[str], title: str | None = None) -> Repor
     runs = [open_run(root, run) for run in dict.fromkeys(run for name in names for run in runs_named(root, name))]
     source = Source(root, runs)
     if not source.rows("SELECT 1 FROM updates UNION ALL SELECT 1 FROM evals LIMIT 1"):
-        raise ConfigError(f"run {' '.join(names)}: no step and no evaluation is committed yet, so there is no report")
+        raise NothingToReportError(
+            f"run {' '.join(names)}: no step and no evaluation is committed yet, so there is no report"
+        )
     facts = _facts(runs, source)
     held_out = [HeldOut(source, benchmark) for benchmark in source.benchmarks]
     prompts, coverage_note, sql = read_prompts(source)
