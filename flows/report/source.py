@@ -24,10 +24,11 @@ class Source:
         self.where = f"run IN ({', '.join(map(quote, self.names))})"
         self.labels = short_names(self.names)
         self.judges = {run.name: run.config.judge.judge_id for run in runs}
+        # Rows in one order, added up by one thread: the same artifacts make the same page, to the last digit.
+        self.connection.execute("SET preserve_insertion_order = true")
         # A temporary table stands before the view of its name, so what is run here is, word for word, what is shown.
         for name in ("runs", "updates", "evals", "scores", "labels", "judge_calls"):
             self.connection.execute(f"CREATE TEMP TABLE {name} AS SELECT * FROM main.{name} WHERE {self.where}")  # noqa: S608
-        # One thread adds up in one order: the same artifacts make the same page, to the last digit.
         self.connection.execute("SET threads = 1")
         self.benchmarks = [
             b
