@@ -9,6 +9,7 @@ const SECTIONS = {
   health: ["Health", "Whether the numbers above can be trusted, and where the time went."],
 };
 const HEADLINE = "distinct_successful";
+const short = (name) => (name.length > 15 ? name.slice(0, 14) + "…" : name);
 const tick = (value) => (Math.abs(value) >= 10000 ? d3.format("~s")(value) : String(Number(value.toPrecision(3))));
 const STACK = ["var(--s0)", "var(--s1)", "var(--s2)", "var(--s3)", "var(--s4)"];
 
@@ -104,7 +105,7 @@ class Figures {
     const top = Math.max(...points.map((d) => d.high ?? d.y), 0);
     const bottom = Math.min(...points.map((d) => d.low ?? d.y), 0);
     const ends = this.ends(series, window);
-    const labelled = width > 260;
+    const labelled = width > 260 && new Set(series.map((s) => s.policy + (s.part ?? ""))).size > 1;
     return Plot.plot({
       width, height: Math.round(Math.max(200, Math.min(290, width * 0.6))),
       marginLeft: 44, marginRight: labelled ? Math.min(110, 14 + 6.6 * Math.max(4, ...ends.map((d) => d.text.length))) : 14, marginTop: 30, marginBottom: 36,
@@ -113,7 +114,7 @@ class Figures {
       y: { label: figure.y, domain: figure.unit_interval ? [0, top > 0.25 ? 1 : Math.max(top * 1.2, 0.01)] : [bottom, top * 1.05 || 1], grid: true, ticks: 5, labelArrow: "none", labelOffset: 44, tickSize: 0, tickFormat: tick },
       marks: [
         banded ? Plot.areaY(points, { x: "x", y1: "low", y2: "high", z, fill: color, fillOpacity: 0.14 }) : null,
-        window > 1 ? Plot.lineY(points, { ...line, strokeOpacity: 0.22, strokeWidth: 1 }) : null,
+        window > 1 ? Plot.lineY(points, { ...line, strokeOpacity: longest > 400 ? 0.14 : 0.22, strokeWidth: 1 }) : null,
         Plot.lineY(base, { ...line, strokeDasharray: "5 4", strokeWidth: 2 }),
         Plot.lineY(arms, smooth({ ...line, strokeWidth: 2.2 })),
         few ? Plot.dot(points, { x: "x", y: "y", fill: color, r: 2.6 }) : null,
@@ -131,7 +132,7 @@ class Figures {
     const span = Math.max(1e-9, Math.max(...all.map((d) => d.high ?? d.y), 0) - Math.min(...all.map((d) => d.low ?? d.y), 0));
     const ends = series.filter((s) => s.y.some((y) => y != null)).map((s) => {
       const tail = s.y.slice(-Math.ceil(window / 2)).filter((y) => y != null);
-      return { policy: s.policy, x: s.x.at(-1), y: tail.reduce((a, b) => a + b, 0) / Math.max(1, tail.length), text: s.part ? `${s.policy} ${s.part}` : s.policy };
+      return { policy: s.policy, x: s.x.at(-1), y: tail.reduce((a, b) => a + b, 0) / Math.max(1, tail.length), text: short(s.part ? `${s.policy} ${s.part}` : s.policy) };
     }).sort((a, b) => b.y - a.y);
     const right = Math.max(...ends.map((d) => d.x), 0);
     const gap = span * 0.1;
