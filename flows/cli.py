@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -86,6 +87,7 @@ def train(
     afresh = _command("polyepo", "train", str(config), "--run", f"{name}-2", "--root", root, *sets)
     typer.echo(
         f"\nNext:\n  {_command('polyepo', 'summary', name, '--root', root)}\n      this table again"
+        f"\n  {_command('polyepo', 'report', name, '--root', root)}\n      figures and responses as a page"
         f"\n  {afresh}\n      the same again, from scratch"
         f"\n  {ui}\n      every step in the Prefect UI"
         "\n  make stop\n      stop the server and the worker"
@@ -312,6 +314,52 @@ def compare(run: str, judge_a: str, judge_b: str, root: RootOption = "artifacts"
         console.print(render(compare_judges(root, run, (judge_a, None), (judge_b, None))))
     except ConfigError as error:
         _fail(console, str(error), code=2)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(help="Runs, or configurations: then all of their arms.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path("report.html"),
+    root: RootOption = "artifacts",
+) -> None:
+    """Write runs' figures and responses as one HTML page that works offline."""
+    from polyepo.config import ConfigError
+
+    console = Console()
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    with console.status("reading") if console.is_terminal else contextlib.nullcontext():
+        from flows.report import write_report
+
+        try:
+            size = write_report(root, runs, output)
+        except ConfigError as error:
+            _fail(console, str(error), code=2)
+        except OSError as error:
+            _fail(console, f"{output} cannot be written: {error.strerror or error}")
+    typer.echo(f"{output}: {size / 1e6:.1f} MB\n\nNext:\n  {output.absolute().as_uri()}\n      open it in a browser")
+
+
+@app.command()
+def watch(
+    run: Annotated[str, typer.Argument(help="A run, or a configuration: then all of its arms.")],
+    root: RootOption = "artifacts",
+) -> None:
+    """Watch a run in the terminal until it ends: step, stage, curves and the latest clusters."""
+    from polyepo.config import ConfigError
+
+    console = Console()
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    from flows.watch import watch as watch_run
+
+    try:
+        watch_run(root, run, console)
+    except ConfigError as error:
+        _fail(console, str(error), code=2)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    typer.echo(
+        f"\nNext:\n  {_command('polyepo', 'report', run, '--root', root)}\n      all of it, as a page for the browser"
+    )
 
 
 @app.command()

@@ -18,7 +18,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.futures import PrefectFuture
 
 from flows.compare import Comparison, compare, markdown
-from flows.progress import Progress, slug
+from flows.progress import Progress, link_report, slug
 from polyepo.config import load_judge, scoring_id
 from tasks.rescore import choose_scoring, choose_steps, choose_verifier, relabel, rescore_step
 from tasks.run import open_run
@@ -73,6 +73,7 @@ def rescore(
             get_run_logger().info("run %s came without rewards: there is nothing to compare with", run)
             return
         _report(compare(root, run, own, new))
+    link_report(root, run, [run])
 
 
 def _bounded(futures: Iterable[PrefectFuture[str]]) -> Iterable[str]:
