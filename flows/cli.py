@@ -302,7 +302,12 @@ def export(
 
 
 @app.command()
-def compare(run: str, judge_a: str, judge_b: str, root: RootOption = "artifacts") -> None:
+def compare(
+    run: str,
+    judge_a: Annotated[str, typer.Argument(help="A judge, or one scoring of its labels.")],
+    judge_b: Annotated[str, typer.Argument(help="Another judge, or another scoring.")],
+    root: RootOption = "artifacts",
+) -> None:
     """Compare two judges of the same rollouts: agreement, clusters, advantages, the prompts that differ most."""
     from polyepo.config import ConfigError
 
