@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -341,6 +342,45 @@ def test_rewards_of_a_foreign_verifier_are_kept(tmp_path):
     scores = run.store.read_table(commit_scores(run, SetScoring(set_size=2), judge, 1)).to_pylist()
     assert [row["reward"] for row in scores] == [0.3, 0.9, 0.1]
     assert [row["cluster"] for row in scores] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("rewards", [[1.0, None, 0.5], [None] * 3])
+def test_no_reward_is_made_up_for_responses_that_came_without(tmp_path, rewards):
+    records = [{"prompt": "write", "response": text, "score": r} for text, r in zip("abc", rewards, strict=True)]
+    path = lines(tmp_path / "x.jsonl", *records)
+    take(tmp_path / "root", path, domain=Ungraded())
+    run = open_run(str(tmp_path / "root"), "run")
+    commit_labels(run, ProgramJudge(), 1, 0)
+    missing = rewards.count(None)
+    with pytest.raises(ConfigError, match=rf"step 1: {missing} of 3 responses .* without a reward.*verifier"):
+        commit_scores(run, SetScoring(set_size=2), ProgramJudge(), 1)
+    assert sum(row["reward"] is not None for row in rows(connect(str(tmp_path / "root")), "FROM scores")) == 3 - missing
+
+
+def test_export_of_some_steps(tmp_path):
+    records = [{"question": "q", "answer": "1", "response": f"r{i}", "reward": 1, "step": i % 4} for i in range(12)]
+    take(tmp_path / "root", lines(tmp_path / "x.jsonl", *records))
+    root, folder = str(tmp_path / "root"), tmp_path / "out" / "export"
+    with pytest.raises(ConfigError, match=r"steps \[7\] .* it has 0 to 3"):
+        export_run(root, "run", folder, "parquet", None, [1, 7])
+    assert export_run(root, "run", folder, "parquet", None, [3, 1, 3]) == 6
+    table = pq.read_table(folder / "data")
+    assert table["step"].to_pylist() == [1] * 3 + [3] * 3
+    front, card = (folder / "README.md").read_text().split("---\n")[1:]
+    assert yaml.safe_load(front)["configs"] == [{"config_name": "default", "data_files": "data/rollouts.parquet"}]
+    assert "6 responses" in card
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    records = [{"question": "q", "answer": "1", "response": f"r{i}", "step": i} for i in range(3)]
+    take(tmp_path / "root", lines(tmp_path / "x.jsonl", *records))
+    folder = tmp_path / "out" / "export"
+    with monkeypatch.context() as patch:
+        patch.setattr(pq.ParquetWriter, "write_table", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        with pytest.raises(OSError, match="full"):
+            export_run(str(tmp_path / "root"), "run", folder, "parquet", None)
+    assert list((tmp_path / "out").iterdir()) == []
+    assert export_run(str(tmp_path / "root"), "run", folder, "parquet", None) == 3
 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl"])
