@@ -120,11 +120,15 @@ def default_template() -> str:
 
 
 @cache
+def all_examples() -> str:
+    """The examples of every domain, as JSON."""
+    return (resources.files("polyepo.judges.llm") / "examples.json").read_text(encoding="utf-8")
+
+
+@cache
 def examples(domain: str) -> str:
     """A worked example for the judge, of the domain if there is one, else of general mathematics."""
-    known: dict[str, list[dict[str, Any]]] = json.loads(
-        (resources.files("polyepo.judges.llm") / "examples.json").read_text(encoding="utf-8")
-    )
+    known: dict[str, list[dict[str, Any]]] = json.loads(all_examples())
     lines = []
     for example in known.get(domain, known["maths"]):
         lines.append(f"Example. Problem: {example['problem']}")
