@@ -297,7 +297,8 @@ def _describe(error: Exception) -> str:
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return "no answer in time (judge.timeout_s)"
     if isinstance(error, openai.APIStatusError):
-        return f"HTTP {error.status_code}: {str(error)[:500]}"
+        code = f" ({str(error.code)[:50]})" if error.code else ""
+        return f"HTTP {error.status_code}{code}: {str(error)[:500]}"
     if isinstance(error, openai.APIConnectionError):
         cause = error.__cause__
         return f"connection failed: {type(cause).__name__}: {str(cause)[:200]}" if cause else "connection failed"
