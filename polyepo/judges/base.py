@@ -107,6 +107,11 @@ class Judge(BaseModel):
         """Whether labelling asks a server, so that its calls are worth keeping."""
         return False
 
+    @property
+    def reuses_all_runs(self) -> bool:
+        """Whether answers are looked for in all runs under a root, rather than in the judge's own run."""
+        return False
+
     def label(self, domain: Domain, groups: Sequence[Group], calls: CallLog | None = None) -> list[list[Label]]:
         """Exactly one label per response, in the responses' order, for each group.
 

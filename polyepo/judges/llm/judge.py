@@ -199,8 +199,10 @@ class LLMJudge(Judge):
         from polyepo.judges.llm.labelling import label_groups
 
         self.api_key()
-        work = label_groups(self, _client(self.model_dump_json()), domain.name, groups, calls or CallLog())
-        future = asyncio.run_coroutine_threadsafe(work, _loop())
+        with _LOCK:
+            loop, client = _loop(), _client(self.model_dump_json())
+        work = label_groups(self, client, domain.name, groups, calls or CallLog())
+        future = asyncio.run_coroutine_threadsafe(work, loop)
         try:
             return future.result()
         except BaseException:
@@ -212,6 +214,10 @@ class LLMJudge(Judge):
         from polyepo.judges.llm.labelling import estimate_groups
 
         return estimate_groups(self, domain.name, groups, calls or CallLog())
+
+
+# A cache alone would let shards that start together each make their own.
+_LOCK = threading.Lock()
 
 
 @lru_cache(maxsize=1)
