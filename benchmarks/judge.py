@@ -31,7 +31,7 @@ from polyepo.judges import Group, LLMJudge
 
 LATENCY_S = 1.0
 PROMPTS, RESPONSES, CONCURRENCY = 1000, 8, 64
-SHARDS, PROMPTS_PER_SHARD = 8, 8
+SHARDS, PROMPTS_PER_SHARD = 16, 8
 
 
 def serve(ready: Connection, latency_s: float) -> None:
@@ -134,7 +134,7 @@ def overlap() -> None:
             steps=3,
             judge={"name": "llm", "model": "m", "base_url": url, "concurrency": PROMPTS_PER_SHARD},
             sampling={"prompts_per_step": SHARDS * PROMPTS_PER_SHARD, "shards": SHARDS},
-            domain={"max_abs_b": 4, "max_c": 15},
+            domain={"max_abs_b": 7, "max_c": 15},
         )
         del config["evaluation"]
         from tasks.policy import check_prompts, warm_start, warm_start_digest

@@ -19,7 +19,7 @@ from polyepo.judges.llm.limits import JudgeError
 from polyepo.schemas import ROLLOUTS
 from storage.catalog import connect
 from tasks import calls as calls_module
-from tasks.judge import commit_labels, judge
+from tasks.judge import commit_labels, estimate_labels, judge
 from tasks.run import create_or_resume, open_run
 from tasks.score import MissingLabelsError, check_missing, cluster_matrix, score
 from tests.conftest import small_config
@@ -135,6 +135,19 @@ def test_answers_are_shared_between_runs_only_if_asked(tmp_path):
     labels = rows_of(run, "labels")
     assert len(labels) == 64
     assert len({row["judge"] for row in labels}) == 1
+
+
+def test_an_estimate_is_of_what_is_left_and_asks_nothing(tmp_path):
+    with JudgeServer() as server:
+        prices = {"price_per_million_input": 1.0, "price_per_million_output": 1.0}
+        run = make_run(tmp_path, server.url, shards=2, **prices)
+        before = estimate_labels(run, run.config.judge, [1])
+        assert (before.calls, server.bodies) == (4, [])
+        assert before.cost == pytest.approx((before.prompt_tokens + before.completion_tokens) / 1e6)
+        judge.fn(run.store.root, "run", 1, 0)
+        assert estimate_labels(run, run.config.judge, [1]).calls == 2
+        judge.fn(run.store.root, "run", 1, 1)
+        assert estimate_labels(run, run.config.judge, [1]).calls == 0
 
 
 def test_a_store_that_fails_stops_the_spending(tmp_path, monkeypatch):
