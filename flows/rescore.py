@@ -20,6 +20,8 @@ from prefect.futures import PrefectFuture
 from flows.compare import Comparison, compare, markdown
 from flows.progress import Progress, link_report, slug
 from polyepo.config import load_judge, scoring_id
+from polyepo.judges import Estimate
+from tasks.judge import estimate_labels
 from tasks.rescore import choose_scoring, choose_steps, choose_verifier, relabel, rescore_step
 from tasks.run import open_run
 
@@ -37,6 +39,7 @@ def rescore(
     verifier: dict[str, Any] | None = None,
     steps: str | int | list[int] | None = None,
     root: str | None = None,
+    estimate: bool = False,
 ) -> None:
     """Label and score a run's rollouts anew, then compare with the run's own labels and scores.
 
@@ -49,6 +52,7 @@ def rescore(
         verifier: domain settings that replace the run's: the same texts are graded again.
         steps: 12, "1-50", "1-50,60" or [1, 2]; all committed steps if not given.
         root: where artifacts are; $POLYEPO_ROOT or "artifacts" if not given.
+        estimate: only say how many calls and tokens the judge's labels would take, and what they would cost.
     """
     root = root or os.environ.get("POLYEPO_ROOT", "artifacts")
     opened = open_run(root, run)
@@ -56,6 +60,9 @@ def rescore(
     chosen_scoring = choose_scoring(opened, scoring, objective, set_size)
     chosen_verifier = choose_verifier(opened, verifier)
     chosen_steps = choose_steps(opened, steps)
+    if estimate:
+        _report_estimate(run, chosen_judge.judge_id, estimate_labels(opened, chosen_judge, chosen_steps))
+        return
     shards = range(opened.config.sampling.shards)
     progress = Progress(f"{run}-rescore", total=len(chosen_steps) * (len(shards) + 1))
     todo = (relabel.submit(root, run, chosen_judge, step, shard) for step in chosen_steps for shard in shards)
@@ -85,6 +92,15 @@ def _bounded(futures: Iterable[PrefectFuture[str]]) -> Iterable[str]:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+def _report_estimate(run: str, judge_id: str, found: Estimate) -> None:
+    text = (
+        f"Labels of {run} by {judge_id} would take {found.calls:,} calls with about {found.prompt_tokens:,} prompt and "
+        f"{found.completion_tokens:,} completion tokens, and cost {found.cost:.2f} at the judge's prices."
+    )
+    create_markdown_artifact(text, key=slug(f"{run}-estimate"), description="Estimate")
+    get_run_logger().info("%s", text)
 
 
 def _report(comparison: Comparison) -> None:

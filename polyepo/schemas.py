@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-# 2: evals have strategies.
-SCHEMA_VERSION = 2
+# 2: evals have strategies. 3: labels have rationale, truncated, agreement; judge_calls finish_reason, cost.
+SCHEMA_VERSION = 3
 
 
 def _schema(*fields: tuple[str, pa.DataType] | pa.Field) -> pa.Schema:
@@ -68,6 +68,9 @@ LABELS = _schema(
     _nullable("macro_strategy", STRING),
     _nullable("micro_strategy", STRING),
     ("status", STRING),  # ok, repaired, overflow, parse_failed, http_failed, refused
+    _nullable("rationale", STRING),
+    _nullable("truncated", BOOL),  # the judge saw a shortened response
+    _nullable("agreement", F64),  # of the judge's own votes, about the pairs that this response is in
 )
 
 # One row per call of a judge that makes calls.
@@ -83,6 +86,8 @@ JUDGE_CALLS = _schema(
     _nullable("completion_tokens", INT64),
     ("latency_s", F64),
     _nullable("error", STRING),
+    _nullable("finish_reason", STRING),
+    _nullable("cost", F64),  # in the currency of the judge's prices; null without prices or token counts
 )
 
 # One row per response and scoring.

@@ -159,9 +159,11 @@ class Catalog:
         run, stage = manifest.path.split("/")[1:3]
         if stage == "updates":
             self._last_commit[run] = max(self._last_commit.get(run, ""), manifest.created_at)
-        # What was made from a step's shards was made from all of them: there is no need to look for more.
         parents = [parent for parent in manifest.parents if parent.attempt]
-        self._covered |= {parent.path.rsplit("/", 1)[0] for parent in parents if "/shard=" in parent.path}
+        if stage != "labels":
+            # What was made from a step's shards was made from all of them: there is no need to look for more. Labels
+            # alone are made shard by shard.
+            self._covered |= {parent.path.rsplit("/", 1)[0] for parent in parents if "/shard=" in parent.path}
         for ref in (manifest.reference, *parents):
             if ref.path.startswith("runs/") and ref.path.split("/")[2] in TABLES:
                 self._known[ref.path] = self._table(ref)

@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from polyepo.config import EvaluationConfig
 from polyepo.schemas import EVALS
+from tasks.calls import EVALUATION_SHARD, kept_calls
 from tasks.judge import label_rows
 from tasks.policy import policy_at
 from tasks.run import Run, open_run
@@ -33,7 +34,9 @@ def evaluate(root: str, name: str, step: int) -> str:
         verdicts = run.config.domain.verify_batch(
             [run.problems[row["problem_id"]] for row in rows], [row["response"] for row in rows]
         )
-        for row, verdict, label in zip(rows, verdicts, label_rows(run, run.config.judge, rows), strict=True):
+        with kept_calls(run, run.config.judge, step, EVALUATION_SHARD) as calls:
+            labels = label_rows(run, run.config.judge, rows, calls)
+        for row, verdict, label in zip(rows, verdicts, labels, strict=True):
             row |= {
                 "step": step,
                 "benchmark": BENCHMARK,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
 
@@ -10,9 +11,10 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from polyepo.judges import Group, Judge
+from polyepo.judges import CallLog, Estimate, Group, Judge
 from polyepo.schemas import LABELS
 from storage import ArtifactKey
+from tasks.calls import kept_calls
 from tasks.run import Run, open_run
 
 
@@ -30,24 +32,52 @@ def commit_labels(run: Run, judge: Judge, step: int, shard: int) -> ArtifactKey:
         started = time.perf_counter()
         rollouts = run.key("rollouts", step, shard)
         rows = run.store.read_table(rollouts, columns=["problem_id", "sample", "response"]).to_pylist()
-        labelled = label_rows(run, judge, rows)
+        with kept_calls(run, judge, step, shard) as calls:
+            labelled = label_rows(run, judge, rows, calls)
         table = pa.Table.from_pylist(
             [{"run": run.name, "step": step, "judge": judge.judge_id, **row} for row in labelled],
             schema=LABELS,
         )
-        parent = run.store.manifest(rollouts)
+        parents = [run.store.manifest(parent) for parent in (rollouts, *(calls.keys if calls else ()))]
         provenance = run.provenance(step - 1, time.perf_counter() - started)
-        run.store.commit_table(key, table, table_name="labels", parents=[parent], provenance=provenance)
+        run.store.commit_table(key, table, table_name="labels", parents=parents, provenance=provenance)
     return key
 
 
-def label_rows(run: Run, judge: Judge, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def estimate_labels(run: Run, judge: Judge, steps: Iterable[int]) -> Estimate:
+    """What a judge's labels of some steps would take, beyond what is committed or answered already."""
+    total = Estimate(0, 0, 0, 0.0)
+    for step in steps:
+        for shard in range(run.config.sampling.shards):
+            if not run.store.exists(run.labels_key(step, shard, judge)):
+                columns = ["problem_id", "sample", "response"]
+                rows = run.store.read_table(run.key("rollouts", step, shard), columns).to_pylist()
+                groups = [group for _, group in groups_of(run, rows)]
+                with kept_calls(run, judge, step, shard) as calls:
+                    found = judge.estimate(run.config.domain, groups, calls)
+                total = Estimate(
+                    total.calls + found.calls,
+                    total.prompt_tokens + found.prompt_tokens,
+                    total.completion_tokens + found.completion_tokens,
+                    total.cost + found.cost,
+                )
+    return total
+
+
+def label_rows(
+    run: Run, judge: Judge, rows: list[dict[str, Any]], calls: CallLog | None = None
+) -> list[dict[str, Any]]:
     """Labels of rollout rows (problem_id, sample, response), which must be grouped by problem; same order."""
-    grouped = [list(group) for _, group in groupby(rows, key=lambda row: row["problem_id"])]
-    groups = [Group(run.problems[g[0]["problem_id"]], [row["response"] for row in g]) for g in grouped]
-    labels = judge.label(run.config.domain, groups)
+    grouped = groups_of(run, rows)
+    labels = judge.label(run.config.domain, [group for _, group in grouped], calls)
     return [
         {"problem_id": row["problem_id"], "sample": row["sample"], **label._asdict()}
-        for group, group_labels in zip(grouped, labels, strict=True)
-        for row, label in zip(group, group_labels, strict=True)
+        for (group_rows, _), group_labels in zip(grouped, labels, strict=True)
+        for row, label in zip(group_rows, group_labels, strict=True)
     ]
+
+
+def groups_of(run: Run, rows: list[dict[str, Any]]) -> list[tuple[list[dict[str, Any]], Group]]:
+    """Rows that are in order of problems, problem by problem, each with its group."""
+    grouped = [list(group) for _, group in groupby(rows, key=lambda row: row["problem_id"])]
+    return [(g, Group(run.problems[g[0]["problem_id"]], [row["response"] for row in g])) for g in grouped]

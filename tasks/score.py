@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,10 @@ from tasks.run import Run, open_run
 
 # Scoring and judge of rewards that imported rollouts came with.
 IMPORTED = "imported"
+
+
+class MissingLabelsError(RuntimeError):
+    """The judge left too many responses without a label."""
 
 
 @task(name="score", task_run_name="score {name} {step}", cache_policy=NO_CACHE, persist_result=False)
@@ -56,17 +61,20 @@ def score_table(run: Run, scoring: Scoring, judge: Judge, step: int, verifier: D
     for shard in range(run.config.sampling.shards):
         rollouts = run.store.read_table(run.key("rollouts", step, shard), ["problem_id", "sample", "response"])
         labels = run.store.read_table(
-            run.labels_key(step, shard, judge), ["problem_id", "sample", "cluster", "degenerate"]
+            run.labels_key(step, shard, judge), ["problem_id", "sample", "cluster", "degenerate", "status"]
         )
         label_of = {(label["problem_id"], label["sample"]): label for label in labels.to_pylist()}
         rows += [row | label_of[(row["problem_id"], row["sample"])] for row in rollouts.to_pylist()]
+    missing = judge.missing_labels
+    check_missing(rows, missing.max_rate, step)
     verdicts = _verdicts(run, step, rows, verifier or run.config.domain)
     seed = derive_seed(run.config.seed, "sets", step)
     values = np.zeros(len(rows))
     # Groups have one size, but for rollouts that were imported.
     for members in _groups_by_size(rows):
         rewards_PN = np.array([[verdicts[row].reward for row in group] for group in members])
-        clusters_PN, labelled_P = cluster_matrix([rows[row] for group in members for row in group], len(members[0]))
+        flat = [rows[row] for group in members for row in group]
+        clusters_PN, labelled_P = cluster_matrix(flat, len(members[0]), missing.policy)
         advantages_PN = advantages(scoring, rewards_PN, clusters_PN, seed)
         advantages_PN[~labelled_P] = 0.0  # a prompt the judge could not label has no signal, rather than a made-up one
         values[np.array(members)] = advantages_PN
@@ -131,11 +139,41 @@ def _groups_by_size(rows: list[dict[str, Any]]) -> list[list[list[int]]]:
     return list(by_size.values())
 
 
-def cluster_matrix(rows: list[dict[str, Any]], num_responses: int) -> tuple[np.ndarray, np.ndarray]:
-    """Clusters (P, N), and whether all of a prompt's responses have a label, (P,)."""
+def check_missing(rows: list[dict[str, Any]], max_rate: float, step: int) -> None:
+    """Raise MissingLabelsError if the judge left too large a share of a step's responses without a label."""
+    missing = Counter(row["status"] for row in rows if not is_labelled(row))
+    if missing.total() > max_rate * len(rows):
+        counts = ", ".join(f"{count} {status}" for status, count in missing.most_common())
+        raise MissingLabelsError(
+            f"step {step}: {missing.total()} of {len(rows)} responses have no label ({counts}), more than "
+            f"judge.max_missing_rate {max_rate:g} allows. The errors are in judge_calls (polyepo sql)."
+        )
+
+
+def is_labelled(row: dict[str, Any]) -> bool:
+    """Whether the judge gave a response a cluster or found it degenerate."""
+    return row["degenerate"] or row["cluster"] is not None
+
+
+def cluster_matrix(
+    rows: list[dict[str, Any]],
+    num_responses: int,
+    missing: Literal["drop_prompt", "singleton"] = "drop_prompt",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Clusters (P, N), and whether a prompt's clusters can be used, (P,).
+
+    They can if all of its responses have a label, or if those without one count as clusters of their own (singleton).
+    """
     clusters = [DEGENERATE if row["cluster"] is None else row["cluster"] for row in rows]
-    labelled = np.array([row["degenerate"] or row["cluster"] is not None for row in rows], dtype=bool)
+    labelled = np.array([is_labelled(row) for row in rows], dtype=bool)
     shape = (-1, num_responses)
+    if missing == "singleton":
+        # A prompt has no more clusters than responses, so numbers from there on are free.
+        own = [
+            cluster if has_label else num_responses + number % num_responses
+            for number, (cluster, has_label) in enumerate(zip(clusters, labelled, strict=True))
+        ]
+        return np.array(own, dtype=np.int64).reshape(shape), np.ones(len(rows) // num_responses, dtype=bool)
     complete: np.ndarray = np.asarray(labelled.reshape(shape).all(axis=1))
     return np.array(clusters, dtype=np.int64).reshape(shape), complete
 

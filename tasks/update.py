@@ -58,7 +58,7 @@ def _batch_statistics(run: Run, step: int) -> dict[str, Any]:
     num_responses = run.config.sampling.num_responses
     rewards_PN = np.array([row["reward"] for row in rows]).reshape(-1, num_responses)
     advantages_PN = np.array([row["advantage"] for row in rows]).reshape(-1, num_responses)
-    clusters_PN, labelled_P = cluster_matrix(rows, num_responses)
+    clusters_PN, labelled_P = cluster_matrix(rows, num_responses, run.config.judge.missing_labels.policy)
     signal = metrics.signal_accounting(rewards_PN, clusters_PN, advantages_PN, labelled_P)
     reasons = [
         reason

@@ -4,9 +4,22 @@ from typing import Annotated
 
 from pydantic import Field
 
-from polyepo.judges.base import Group, Judge, Label
+from polyepo.judges.base import Call, CallLog, Estimate, Group, Judge, Label, MissingLabels
+from polyepo.judges.llm.judge import LLMJudge
 from polyepo.judges.program import AnswerJudge, ProgramJudge
 
-AnyJudge = Annotated[ProgramJudge | AnswerJudge, Field(discriminator="name")]
+AnyJudge = Annotated[ProgramJudge | AnswerJudge | LLMJudge, Field(discriminator="name")]
 
-__all__ = ["AnswerJudge", "AnyJudge", "Group", "Judge", "Label", "ProgramJudge"]
+__all__ = [
+    "AnswerJudge",
+    "AnyJudge",
+    "Call",
+    "CallLog",
+    "Estimate",
+    "Group",
+    "Judge",
+    "LLMJudge",
+    "Label",
+    "MissingLabels",
+    "ProgramJudge",
+]

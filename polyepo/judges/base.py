@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -25,6 +25,64 @@ class Label(NamedTuple):
     macro_strategy: str | None
     micro_strategy: str | None
     status: str
+    rationale: str | None = None
+    truncated: bool | None = None
+    """Whether the judge saw a shortened response; None if it saw no text."""
+    agreement: float | None = None
+    """Share of the judge's own votes' pairs that agree on who shares this response's cluster; None for one vote."""
+
+
+class Call(NamedTuple):
+    """One request to a judge model and what came of it: a row of the judge_calls table."""
+
+    problem_id: str
+    attempt: int
+    request_sha256: str
+    raw_reply: str | None
+    finish_reason: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    latency_s: float
+    cost: float | None
+    error: str | None
+
+
+class CallLog:
+    """Where a judge that makes calls records them, and finds those that were answered. This one only adds up costs."""
+
+    def __init__(self, spent: float = 0.0) -> None:
+        self._spent = spent
+
+    def answered(self, request_sha256: str) -> Call | None:
+        """The answered call of an identical request, if there is one."""
+        return None
+
+    def record(self, call: Call) -> None:
+        """Keep a call. Called from the judge's own thread; must not block."""
+        self._spent += call.cost or 0.0
+
+    def spent(self) -> float:
+        """What the judge's calls have cost so far, in the currency of its prices."""
+        return self._spent
+
+
+class Estimate(NamedTuple):
+    """What labelling would take, before anything is sent."""
+
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float
+    """In the currency of the judge's prices; 0 if it has none."""
+
+
+class MissingLabels(NamedTuple):
+    """What scoring does about responses that the judge could not label."""
+
+    policy: Literal["drop_prompt", "singleton"] = "drop_prompt"
+    """The prompt gets no gradient, or each such response counts as a cluster of its own."""
+    max_rate: float = 0.2
+    """Share of a step's responses above which the run stops."""
 
 
 class Judge(BaseModel):
@@ -39,9 +97,31 @@ class Judge(BaseModel):
         """The judge's name in the store: labels of two judges with one id can be compared."""
         return self.name
 
-    def label(self, domain: Domain, groups: Sequence[Group]) -> list[list[Label]]:
-        """Exactly one label per response, in the responses' order, for each group."""
+    @property
+    def missing_labels(self) -> MissingLabels:
+        """What scoring does about responses without a label."""
+        return MissingLabels()
+
+    @property
+    def makes_calls(self) -> bool:
+        """Whether labelling asks a server, so that its calls are worth keeping."""
+        return False
+
+    @property
+    def reuses_all_runs(self) -> bool:
+        """Whether answers are looked for in all runs under a root, rather than in the judge's own run."""
+        return False
+
+    def label(self, domain: Domain, groups: Sequence[Group], calls: CallLog | None = None) -> list[list[Label]]:
+        """Exactly one label per response, in the responses' order, for each group.
+
+        A judge that makes calls records them in `calls`, and makes none that is answered there.
+        """
         raise NotImplementedError
+
+    def estimate(self, domain: Domain, groups: Sequence[Group], calls: CallLog | None = None) -> Estimate:
+        """What labelling these groups would take; what is answered in `calls` is free."""
+        return Estimate(0, 0, 0, 0.0)
 
 
 def cluster_by_strategy(strategies: Sequence[Strategy | None]) -> list[Label]:

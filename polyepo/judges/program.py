@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from polyepo.domains import Domain, Strategy
-from polyepo.judges.base import Group, Judge, Label, cluster_by_strategy
+from polyepo.judges.base import CallLog, Group, Judge, Label, cluster_by_strategy
 
 
 class ProgramJudge(Judge):
@@ -14,7 +14,7 @@ class ProgramJudge(Judge):
 
     name: Literal["program"] = "program"
 
-    def label(self, domain: Domain, groups: Sequence[Group]) -> list[list[Label]]:
+    def label(self, domain: Domain, groups: Sequence[Group], calls: CallLog | None = None) -> list[list[Label]]:
         """Exactly one label per response, in the responses' order, for each group."""
         return [
             cluster_by_strategy([domain.strategy(group.problem, text) for text in group.responses]) for group in groups
@@ -26,7 +26,7 @@ class AnswerJudge(Judge):
 
     name: Literal["answer"] = "answer"
 
-    def label(self, domain: Domain, groups: Sequence[Group]) -> list[list[Label]]:
+    def label(self, domain: Domain, groups: Sequence[Group], calls: CallLog | None = None) -> list[list[Label]]:
         """Exactly one label per response, in the responses' order, for each group."""
         labels = []
         for group in groups:

@@ -54,6 +54,9 @@ def label_of(value):
         "macro_strategy": f"macro {value}" if isinstance(value, int) else None,
         "micro_strategy": None,
         "status": "parse_failed" if value == "missing" else "ok",
+        "rationale": None,
+        "truncated": None,
+        "agreement": None,
     }
 
 
@@ -326,12 +329,14 @@ def test_judge_cost(tmp_path):
     call = {
         "run": "run", "step": 1, "judge": "first", "problem_id": "p0", "attempt": 1, "request_sha256": "0",
         "raw_reply": "{}", "prompt_tokens": 10, "completion_tokens": 5, "latency_s": 1.0, "error": None,
+        "finish_reason": "stop", "cost": 0.25,
     }  # fmt: skip
-    calls = [call, {**call, "attempt": 2, "latency_s": 3.0, "prompt_tokens": None, "error": "timeout"}]
+    calls = [call, {**call, "attempt": 2, "latency_s": 3.0, "prompt_tokens": None, "error": "timeout", "cost": None}]
     commit(store, "run", "judge_calls", 1, calls, JUDGE_CALLS, shard=0, judge="first")
     found = ask(connect(str(tmp_path)), "FROM judge_cost()")[0]
     assert (found["calls"], found["failed"], found["prompt_tokens"], found["completion_tokens"]) == (2, 1, 10, 10)
     assert found["latency_median_s"] == 2.0
+    assert found["cost"] == 0.25
 
 
 def test_pass_at_k_of_many_samples(tmp_path):

@@ -1,0 +1,219 @@
+"""Judge calls in the store: committed while a shard is judged, so that no answer is paid for twice."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+
+from polyepo.judges import Call, CallLog, Judge
+from polyepo.schemas import JUDGE_CALLS
+from storage import ArtifactKey, Store
+from storage.layout import is_name
+from tasks.run import Run
+
+EVALUATION_SHARD = 1000
+"""Stands for a step's evaluation where its training shards have their numbers (at most 1000, from 0)."""
+_CHUNKS_PER_SHARD = 10_000
+_FIRST_COMMIT_S = 2.0
+# Artifacts grow with a shard's age, so a day's judging makes hundreds of them, and a kill loses 2 % of it at most.
+_COMMIT_SHARE = 0.02
+_OPEN_CHUNKS = 8
+
+
+class RunCalls:
+    """What a run's judges were answered, by request: found in the store once, kept up to date from then on."""
+
+    def __init__(self, run: Run, judge: Judge) -> None:
+        self._store = run.store
+        self._judge_id = judge.judge_id
+        self._run = run.name
+        self._lock = threading.Lock()
+        self._where: dict[str, ArtifactKey] = {}
+        self._open: OrderedDict[ArtifactKey, dict[str, Call]] = OrderedDict()
+        self.spent = 0.0
+        """What this judge's calls in this run have cost."""
+        names = [name for name in run.store.files.names("runs") if is_name(name)] if judge.reuses_all_runs else []
+        with ThreadPoolExecutor(16) as pool:
+            keys = [key for name in dict.fromkeys([run.name, *names]) for key in _committed(run.store, name)]
+            for key, table in zip(keys, pool.map(self._read_costs, keys), strict=True):
+                self._learn(key, table)
+
+    def find(self, request_sha256: str) -> Call | None:
+        """The answered call of a request."""
+        with self._lock:
+            key = self._where.get(request_sha256)
+            return None if key is None else self._chunk(key)[request_sha256]
+
+    def add_cost(self, cost: float) -> None:
+        """Count what a call cost."""
+        with self._lock:
+            self.spent += cost
+
+    def add(self, key: ArtifactKey, requests: list[str]) -> None:
+        """Note that requests were answered in an artifact."""
+        with self._lock:
+            self._where.update(dict.fromkeys(requests, key))
+
+    def _chunk(self, key: ArtifactKey) -> dict[str, Call]:
+        if key not in self._open:
+            rows = self._store.read_table(key, list(Call._fields)).to_pylist()
+            self._open[key] = {row["request_sha256"]: Call(**row) for row in rows if row["error"] is None}
+            if len(self._open) > _OPEN_CHUNKS:
+                self._open.popitem(last=False)
+        self._open.move_to_end(key)
+        return self._open[key]
+
+    def _read_costs(self, key: ArtifactKey) -> pa.Table:
+        return self._store.read_table(key, ["request_sha256", "error", "cost"])
+
+    def _learn(self, key: ArtifactKey, table: pa.Table) -> None:
+        rows = table.to_pylist()
+        self._where.update({row["request_sha256"]: key for row in rows if row["error"] is None})
+        if key.run == self._run and dict(key.partition).get("judge") == self._judge_id:
+            self.spent += sum(row["cost"] or 0.0 for row in rows)
+
+
+class ShardCalls(CallLog):
+    """The calls of one shard, committed in chunks from a thread of its own."""
+
+    def __init__(self, run: Run, judge: Judge, step: int, shard: int) -> None:
+        super().__init__()
+        self._run = run
+        self._judge_id = judge.judge_id
+        self._step = step
+        self._shard = shard
+        self._known = run_calls(run, judge)
+        self._lock = threading.Lock()
+        self._pending: list[Call] = []
+        self._fresh: dict[str, Call] = {}
+        self._failure: Exception | None = None
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._commit_now_and_then, name="judge-calls", daemon=True)
+        self._num_chunks = 0
+        while run.store.exists(self._key(self._num_chunks)):
+            self._num_chunks += 1
+        self._thread.start()
+
+    @property
+    def keys(self) -> list[ArtifactKey]:
+        """The artifacts with this shard's calls."""
+        return [self._key(chunk) for chunk in range(self._num_chunks)]
+
+    def answered(self, request_sha256: str) -> Call | None:
+        """The answered call of an identical request: in this shard, or wherever the judge looks for it."""
+        with self._lock:
+            fresh = self._fresh.get(request_sha256)
+        return fresh or self._known.find(request_sha256)
+
+    def record(self, call: Call) -> None:
+        """Keep a call. Raises what kept earlier calls from being committed: then no more are to be made."""
+        with self._lock:
+            self._pending.append(call)
+            if call.error is None:
+                self._fresh[call.request_sha256] = call
+        self._known.add_cost(call.cost or 0.0)
+        if self._failure is not None:
+            raise self._failure
+
+    def spent(self) -> float:
+        """What the judge's calls in this run have cost."""
+        return self._known.spent
+
+    def close(self) -> None:
+        """Commit what is left."""
+        self._closed.set()
+        self._thread.join()
+        self._commit()
+
+    def _commit_now_and_then(self) -> None:
+        started = time.monotonic()
+        while not self._closed.wait(max(_FIRST_COMMIT_S, _COMMIT_SHARE * (time.monotonic() - started))):
+            try:
+                self._commit()
+            except Exception as error:
+                self._failure = error
+                return
+
+    def _commit(self) -> None:
+        with self._lock:
+            calls, self._pending = self._pending, []
+        if not calls:
+            return
+        constant = {"run": self._run.name, "step": self._step, "judge": self._judge_id}
+        table = pa.Table.from_pylist([constant | call._asdict() for call in calls], schema=JUDGE_CALLS)
+        answered = [call.request_sha256 for call in calls if call.error is None]
+        try:
+            key = self._commit_table(table)
+        except BaseException:
+            with self._lock:
+                self._pending = calls + self._pending
+            raise
+        self._known.add(key, answered)
+        with self._lock:
+            for request in answered:
+                self._fresh.pop(request, None)
+
+    def _commit_table(self, table: pa.Table) -> ArtifactKey:
+        provenance = self._run.provenance(self._step - 1)
+        store = self._run.store
+        while True:
+            key = self._key(self._num_chunks)
+            self._num_chunks += 1
+            store.commit_table(key, table, table_name="judge_calls", provenance=provenance)
+            # Another process may be judging the same shard: what it committed under this number is not ours.
+            if store.read_table(key, table.column_names).equals(table):
+                return key
+
+    def _key(self, chunk: int) -> ArtifactKey:
+        number = self._shard * _CHUNKS_PER_SHARD + chunk
+        return self._run.key("judge_calls", self._step, number, judge=self._judge_id)
+
+
+@contextmanager
+def kept_calls(run: Run, judge: Judge, step: int, shard: int) -> Iterator[ShardCalls | None]:
+    """A log that keeps a shard's calls in the store; None for a judge that makes none."""
+    if not judge.makes_calls:
+        yield None
+        return
+    calls = ShardCalls(run, judge, step, shard)
+    try:
+        yield calls
+    finally:
+        calls.close()
+
+
+_LOCK = threading.Lock()
+_RUN_CALLS: dict[Any, RunCalls] = {}
+
+
+def run_calls(run: Run, judge: Judge) -> RunCalls:
+    """One object per run and judge in a process, so that shards that overlap see each other's answers and costs."""
+    with _LOCK:
+        key = run.store.root, run.name, judge.judge_id, judge.reuses_all_runs
+        if key not in _RUN_CALLS:
+            _RUN_CALLS[key] = RunCalls(run, judge)
+        return _RUN_CALLS[key]
+
+
+def _committed(store: Store, run: str) -> list[ArtifactKey]:
+    """All committed artifacts with judge calls of a run."""
+    keys = []
+    folder = f"runs/{run}/judge_calls"
+    for judge in _values(store, folder, "judge"):
+        for step in _values(store, f"{folder}/judge={judge}", "step"):
+            for shard in _values(store, f"{folder}/judge={judge}/step={step}", "shard"):
+                keys.append(ArtifactKey(run, "judge_calls", int(step), (("judge", judge),), int(shard)))
+    with ThreadPoolExecutor(16) as pool:
+        return [key for key, there in zip(keys, pool.map(store.exists, keys), strict=True) if there]
+
+
+def _values(store: Store, folder: str, name: str) -> list[str]:
+    found = (entry.split("=", 1) for entry in store.files.names(folder) if entry.startswith(f"{name}="))
+    return [value for _, value in found if is_name(value)]

@@ -1,0 +1,260 @@
+"""The LLM judge as a stage: labels and calls in the store, nothing paid twice, nothing hidden."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from polyepo.config import parse_config
+from polyepo.judges.llm import client as client_module
+from polyepo.judges.llm.limits import JudgeError
+from polyepo.schemas import ROLLOUTS
+from storage.catalog import connect
+from tasks import calls as calls_module
+from tasks.judge import commit_labels, estimate_labels, judge
+from tasks.run import create_or_resume, open_run
+from tasks.score import MissingLabelsError, check_missing, cluster_matrix, score
+from tests.conftest import small_config
+from tests.polyepo.judges.server import JudgeServer, clusters_of, completion, error
+
+CANARY = "sk-canary-0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(client_module, "_FIRST_BACKOFF_S", 0.001)
+    monkeypatch.setenv("CANARY_KEY", CANARY)
+    monkeypatch.setenv("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+
+
+def make_run(root, url, name="run", prompts=4, shards=1, **settings):
+    """A run with rollouts of its first step, each response a word and its number."""
+    llm = {"name": "llm", "model": "m", "base_url": url, "api_key_env": "CANARY_KEY", **settings}
+    raw = small_config(judge=llm, sampling={"prompts_per_step": prompts, "shards": shards})
+    run = create_or_resume(str(root), name, parse_config(raw).runs(name)[name])
+    for shard in range(shards):
+        rows = [
+            {
+                "run": name, "step": 1, "problem_id": problem.problem_id, "sample": i,
+                "prompt_token_ids": [1], "response": f"{word} {problem.problem_id}", "response_token_ids": [1],
+                "sampler_logprobs": [0.0], "finish_reason": "stop", "temperature": 1.0, "top_p": 1.0, "seed": i,
+                "policy_version": 0, "sampler": "s",
+            }
+            for problem in run.shard_of_step(1, shard)
+            for i, word in enumerate(["add", "double", "add", "square"])
+        ]  # fmt: skip
+        table = pa.Table.from_pylist(rows, schema=ROLLOUTS)
+        provenance = run.provenance(0)
+        run.store.commit_table(run.key("rollouts", 1, shard), table, table_name="rollouts", provenance=provenance)
+    return run
+
+
+def forget():
+    """What a new process knows: nothing."""
+    calls_module._RUN_CALLS.clear()
+    open_run.cache_clear()
+
+
+def rows_of(run, stage):
+    return connect(run.store.root).execute(f"SELECT * FROM {stage}").to_arrow_table().to_pylist()
+
+
+def test_labels_and_calls_are_committed_with_lineage(tmp_path):
+    with JudgeServer() as server:
+        run = make_run(
+            tmp_path, server.url, shards=2, price_per_million_input=1.0, price_per_million_output=1.0, max_cost=1.0
+        )
+        for shard in range(2):
+            judge.fn(run.store.root, "run", 1, shard)
+    labels = rows_of(run, "labels")
+    assert len(labels) == 16
+    assert {(row["sample"], row["cluster"], row["macro_strategy"]) for row in labels} == {
+        (0, 0, "add"), (1, 1, "double"), (2, 0, "add"), (3, 2, "square"),
+    }  # fmt: skip
+    assert {row["judge"] for row in labels} == {run.config.judge.judge_id}
+    assert all(row["rationale"] == "so it seems" and row["truncated"] is False for row in labels)
+    calls = rows_of(run, "judge_calls")
+    assert Counter(row["problem_id"] for row in calls) == {p.problem_id: 1 for p in run.problems_of_step(1)}
+    assert all(json.loads(row["raw_reply"])["responses"] for row in calls)
+    parents = [parent.path for parent in run.store.manifest(run.labels_key(1, 1)).parents]
+    assert [path.split("/")[2] for path in parents] == ["rollouts", "judge_calls"]
+    score.fn(run.store.root, "run", 1)
+    (cost,) = connect(run.store.root).execute("FROM judge_cost()").to_arrow_table().to_pylist()
+    assert (cost["calls"], cost["problems"], cost["cost"]) == (4, 4, pytest.approx(4 * 150e-6))
+
+
+def test_a_shard_that_failed_pays_only_for_the_rest(tmp_path):
+    def behave(number, body):
+        return error(401, f"bad key {CANARY}") if number == 7 else completion(clusters_of(body))
+
+    with JudgeServer(behave) as server:
+        run = make_run(tmp_path, server.url, prompts=12, concurrency=1)
+        with pytest.raises(JudgeError, match="refuses the API key"):
+            judge.fn(run.store.root, "run", 1, 0)
+        assert not run.store.exists(run.labels_key(1, 0))
+        forget()
+        judge.fn(run.store.root, "run", 1, 0)
+        assert len(server.bodies) == 13
+        calls = rows_of(run, "judge_calls")
+        assert Counter(row["error"] is None for row in calls) == {True: 12, False: 1}
+        judge.fn(run.store.root, "run", 1, 0)
+        assert len(server.bodies) == 13
+    for path in Path(tmp_path).rglob("*"):
+        assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
+
+
+def test_max_cost_counts_what_earlier_processes_spent(tmp_path):
+    settings = {"price_per_million_input": 0, "price_per_million_output": 1000, "max_cost": 0.5, "max_tokens": 100}
+    with JudgeServer() as server:
+        run = make_run(tmp_path, server.url, prompts=12, **settings)
+        for _ in range(2):
+            with pytest.raises(JudgeError, match="max_cost"):
+                judge.fn(run.store.root, "run", 1, 0)
+            assert 0.4 <= sum(row["cost"] for row in rows_of(run, "judge_calls")) <= 0.5
+            forget()
+        assert len(server.bodies) <= 10
+
+
+def test_answers_are_shared_between_runs_only_if_asked(tmp_path):
+    with JudgeServer() as server:
+        for name, settings, expected in (
+            ("first", {}, 4), ("second", {}, 8), ("third", {"reuse_calls": "root"}, 8),
+            ("fourth", {"reuse_calls": "root", "max_missing_rate": 0.5}, 8),
+        ):  # fmt: skip
+            run = make_run(tmp_path, server.url, name=name, **settings)
+            judge.fn(run.store.root, name, 1, 0)
+            assert len(server.bodies) == expected
+    labels = rows_of(run, "labels")
+    assert len(labels) == 64
+    assert len({row["judge"] for row in labels}) == 1
+
+
+def test_an_estimate_is_of_what_is_left_and_asks_nothing(tmp_path):
+    with JudgeServer() as server:
+        prices = {"price_per_million_input": 1.0, "price_per_million_output": 1.0}
+        run = make_run(tmp_path, server.url, shards=2, **prices)
+        before = estimate_labels(run, run.config.judge, [1])
+        assert (before.calls, server.bodies) == (4, [])
+        assert before.cost == pytest.approx((before.prompt_tokens + before.completion_tokens) / 1e6)
+        judge.fn(run.store.root, "run", 1, 0)
+        assert estimate_labels(run, run.config.judge, [1]).calls == 2
+        judge.fn(run.store.root, "run", 1, 1)
+        assert estimate_labels(run, run.config.judge, [1]).calls == 0
+
+
+def test_a_store_that_fails_stops_the_spending(tmp_path, monkeypatch):
+    monkeypatch.setattr(calls_module, "_FIRST_COMMIT_S", 0.01)
+
+    def slow(number, body):
+        answer = completion(clusters_of(body))
+        answer.delay_s = 0.05
+        return answer
+
+    with JudgeServer(slow) as server:
+        run = make_run(tmp_path, server.url, prompts=12, concurrency=1)
+        commit, full = type(run.store).commit_table, OSError("disk full")
+
+        def fail(store, key, *args, **options):
+            if key.stage == "judge_calls":
+                raise full
+            return commit(store, key, *args, **options)
+
+        monkeypatch.setattr(type(run.store), "commit_table", fail)
+        with pytest.raises(OSError, match="disk full"):
+            judge.fn(run.store.root, "run", 1, 0)
+        assert len(server.bodies) < 12
+
+
+def test_two_processes_on_one_shard_keep_both_their_calls(tmp_path):
+    with JudgeServer() as server:
+        run = make_run(tmp_path, server.url)
+        first = calls_module.ShardCalls(run, run.config.judge, 1, 0)
+        second = calls_module.ShardCalls(run, run.config.judge, 1, 0)
+        for log, request in ((first, "a"), (second, "b")):
+            log.record(calls_module.Call("p", 0, request, "{}", "stop", 1, 1, 1.0, None, None))
+            log.close()
+    assert sorted(row["request_sha256"] for row in rows_of(run, "judge_calls")) == ["a", "b"]
+
+
+MISSING = [
+    {"cluster": 0, "degenerate": False, "status": "ok"},
+    {"cluster": None, "degenerate": False, "status": "parse_failed"},
+    {"cluster": None, "degenerate": True, "status": "ok"},
+    {"cluster": None, "degenerate": False, "status": "http_failed"},
+]
+OK = [{"cluster": c, "degenerate": False, "status": "ok"} for c in (0, 0, 1, 2)]
+
+
+def test_missing_labels_drop_the_prompt_or_stand_alone():
+    clusters, labelled = cluster_matrix(MISSING + OK, 4)
+    assert labelled.tolist() == [False, True]
+    clusters, labelled = cluster_matrix(MISSING + OK, 4, "singleton")
+    assert labelled.tolist() == [True, True]
+    np.testing.assert_array_equal(clusters[1], [0, 0, 1, 2])
+    assert clusters[0, 2] == -1
+    assert len({0, clusters[0, 1], clusters[0, 3]}) == 3
+
+
+def test_too_many_missing_labels_stop_the_run():
+    check_missing(MISSING + OK, 0.25, 3)
+    with pytest.raises(MissingLabelsError, match=r"step 3: 2 of 8 .*1 parse_failed, 1 http_failed.*0.2 allows"):
+        check_missing(MISSING + OK, 0.2, 3)
+
+
+@pytest.mark.parametrize("missing", ["drop_prompt", "singleton"])
+def test_a_prompt_without_labels_is_scored_as_configured(tmp_path, missing):
+    with JudgeServer(lambda n, b: error(400) if n == 0 else completion(clusters_of(b))) as server:
+        run = make_run(tmp_path, server.url, concurrency=1, missing=missing, max_missing_rate=0.25)
+        judge.fn(run.store.root, "run", 1, 0)
+    score.fn(run.store.root, "run", 1)
+    rows = run.store.read_table(run.scores_key(1)).to_pylist()
+    failed = run.problems_of_step(1)[0].problem_id
+    assert {row["problem_id"] for row in rows if row["cluster"] is None} == {failed}
+    assert not any(row["degenerate"] for row in rows)
+    assert {row["status"] for row in rows_of(run, "labels") if row["problem_id"] == failed} == {"http_failed"}
+
+
+JUDGE_ONE_SHARD = """
+import sys
+from tasks.judge import commit_labels
+from tasks.run import open_run
+run = open_run(sys.argv[1], "run")
+commit_labels(run, run.config.judge, 1, 0)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_shard_pays_again_only_for_what_was_under_way(tmp_path):
+    def slow(number, body):
+        answer = completion(clusters_of(body))
+        answer.delay_s = 0.25
+        return answer
+
+    with JudgeServer(slow) as server:
+        run = make_run(tmp_path, server.url, prompts=16, concurrency=1)
+        child = subprocess.Popen(
+            [sys.executable, "-c", JUDGE_ONE_SHARD, str(tmp_path)], env={**os.environ, "PYTHONPATH": os.getcwd()}
+        )
+        stage = Path(tmp_path) / "runs/run/judge_calls"
+        for _ in range(600):
+            if list(stage.rglob("manifest.json")):
+                break
+            time.sleep(0.05)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        committed = {row["request_sha256"] for row in rows_of(run, "judge_calls")}
+        assert 0 < len(committed) < 16
+        before = len(server.bodies)
+        forget()
+        commit_labels(run, run.config.judge, 1, 0)
+        assert len(server.bodies) - before == 16 - len(committed), "what was committed was not asked again"
+    assert len(rows_of(run, "labels")) == 64
+    assert Counter(row["request_sha256"] for row in rows_of(run, "judge_calls")).most_common(1)[0][1] == 1
