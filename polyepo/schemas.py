@@ -124,6 +124,7 @@ UPDATES = _schema(
     ("distinct_successful", F64),
     ("distinct_unsuccessful", F64),
     ("degenerate_rate", F64),
+    _nullable("missing_label_rate", F64),  # responses that the judge could not label; null before schema version 3
     ("truncated_rate", F64),
     ("prompts", INT32),
     ("prompts_with_signal", INT32),

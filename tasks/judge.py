@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
@@ -17,6 +19,12 @@ from storage import ArtifactKey
 from tasks.calls import kept_calls
 from tasks.run import Run, open_run
 
+_COMMITTING = threading.Lock()
+
+
+class MissingLabelsError(RuntimeError):
+    """The judge left too many responses without a label."""
+
 
 @task(name="judge", task_run_name="judge {name} {step}.{shard}", cache_policy=NO_CACHE, persist_result=False)
 def judge(root: str, name: str, step: int, shard: int) -> str:
@@ -26,7 +34,12 @@ def judge(root: str, name: str, step: int, shard: int) -> str:
 
 
 def commit_labels(run: Run, judge: Judge, step: int, shard: int) -> ArtifactKey:
-    """Commit one label per response of a shard, by any judge, unless they are there; returns their key."""
+    """Commit one label per response of a shard, by any judge, unless they are there; returns their key.
+
+    Raises:
+        MissingLabelsError: too many of the step's responses would have no label. Nothing is committed then, so that
+            what failed is asked for again when the run is resumed; what was answered is kept with the calls.
+    """
     key = run.labels_key(step, shard, judge)
     if not run.store.exists(key):
         started = time.perf_counter()
@@ -40,8 +53,35 @@ def commit_labels(run: Run, judge: Judge, step: int, shard: int) -> ArtifactKey:
         )
         parents = [run.store.manifest(parent) for parent in (rollouts, *(calls.keys if calls else ()))]
         provenance = run.provenance(step - 1, time.perf_counter() - started)
-        run.store.commit_table(key, table, table_name="labels", parents=parents, provenance=provenance)
+        with _COMMITTING:  # shards are judged side by side, and the limit is for all of them
+            if judge.makes_calls:
+                check_missing(run, judge, step, labelled)
+            run.store.commit_table(key, table, table_name="labels", parents=parents, provenance=provenance)
     return key
+
+
+def check_missing(run: Run, judge: Judge, step: int, labelled: list[dict[str, Any]]) -> None:
+    """Raise MissingLabelsError if new labels, with those of the step's other shards, lack too many."""
+    rows = list(labelled)
+    for shard in range(run.config.sampling.shards):
+        key = run.labels_key(step, shard, judge)
+        if run.store.exists(key):
+            rows += run.store.read_table(key, ["cluster", "degenerate", "status"]).to_pylist()
+    missing = Counter(row["status"] for row in rows if not is_labelled(row))
+    num_responses = run.config.sampling.prompts_per_step * run.config.sampling.num_responses
+    max_rate = judge.missing_labels.max_rate
+    if missing.total() > max_rate * num_responses:
+        counts = ", ".join(f"{count} {status}" for status, count in missing.most_common())
+        raise MissingLabelsError(
+            f"step {step}: {missing.total()} of {num_responses} responses have no label ({counts}), more than "
+            f"judge.max_missing_rate {max_rate:g} allows. The errors are in judge_calls (polyepo sql); the same "
+            "command asks again for what failed."
+        )
+
+
+def is_labelled(row: dict[str, Any]) -> bool:
+    """Whether the judge gave a response a cluster or found it degenerate."""
+    return row["degenerate"] or row["cluster"] is not None
 
 
 def estimate_labels(run: Run, judge: Judge, steps: Iterable[int]) -> Estimate:

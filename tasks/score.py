@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from itertools import groupby
 from typing import Any, Literal
 
@@ -21,14 +20,11 @@ from polyepo.objectives import DEGENERATE
 from polyepo.schemas import SCORES
 from polyepo.seeds import derive_seed
 from storage import ArtifactKey
+from tasks.judge import is_labelled
 from tasks.run import Run, open_run
 
 # Scoring and judge of rewards that imported rollouts came with.
 IMPORTED = "imported"
-
-
-class MissingLabelsError(RuntimeError):
-    """The judge left too many responses without a label."""
 
 
 @task(name="score", task_run_name="score {name} {step}", cache_policy=NO_CACHE, persist_result=False)
@@ -65,8 +61,6 @@ def score_table(run: Run, scoring: Scoring, judge: Judge, step: int, verifier: D
         )
         label_of = {(label["problem_id"], label["sample"]): label for label in labels.to_pylist()}
         rows += [row | label_of[(row["problem_id"], row["sample"])] for row in rollouts.to_pylist()]
-    missing = judge.missing_labels
-    check_missing(rows, missing.max_rate, step)
     verdicts = _verdicts(run, step, rows, verifier or run.config.domain)
     seed = derive_seed(run.config.seed, "sets", step)
     values = np.zeros(len(rows))
@@ -74,7 +68,7 @@ def score_table(run: Run, scoring: Scoring, judge: Judge, step: int, verifier: D
     for members in _groups_by_size(rows):
         rewards_PN = np.array([[verdicts[row].reward for row in group] for group in members])
         flat = [rows[row] for group in members for row in group]
-        clusters_PN, labelled_P = cluster_matrix(flat, len(members[0]), missing.policy)
+        clusters_PN, labelled_P = cluster_matrix(flat, len(members[0]), judge.missing_labels.policy)
         advantages_PN = advantages(scoring, rewards_PN, clusters_PN, seed)
         advantages_PN[~labelled_P] = 0.0  # a prompt the judge could not label has no signal, rather than a made-up one
         values[np.array(members)] = advantages_PN
@@ -137,22 +131,6 @@ def _groups_by_size(rows: list[dict[str, Any]]) -> list[list[list[int]]]:
         members = list(group)
         by_size.setdefault(len(members), []).append(members)
     return list(by_size.values())
-
-
-def check_missing(rows: list[dict[str, Any]], max_rate: float, step: int) -> None:
-    """Raise MissingLabelsError if the judge left too large a share of a step's responses without a label."""
-    missing = Counter(row["status"] for row in rows if not is_labelled(row))
-    if missing.total() > max_rate * len(rows):
-        counts = ", ".join(f"{count} {status}" for status, count in missing.most_common())
-        raise MissingLabelsError(
-            f"step {step}: {missing.total()} of {len(rows)} responses have no label ({counts}), more than "
-            f"judge.max_missing_rate {max_rate:g} allows. The errors are in judge_calls (polyepo sql)."
-        )
-
-
-def is_labelled(row: dict[str, Any]) -> bool:
-    """Whether the judge gave a response a cluster or found it degenerate."""
-    return row["degenerate"] or row["cluster"] is not None
 
 
 def cluster_matrix(

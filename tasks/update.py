@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from polyepo import metrics
 from polyepo.schemas import UPDATES
 from storage import ArtifactKey
+from tasks.judge import is_labelled
 from tasks.policy import apply_update, put_policy, take_policy
 from tasks.run import Run, open_run
 from tasks.score import cluster_matrix
@@ -73,6 +74,7 @@ def _batch_statistics(run: Run, step: int) -> dict[str, Any]:
         "distinct_successful": float(metrics.distinct_successful_strategies(rewards_PN, clusters_PN).mean()),
         "distinct_unsuccessful": float(metrics.distinct_unsuccessful_strategies(rewards_PN, clusters_PN).mean()),
         "degenerate_rate": float(np.mean([row["degenerate"] for row in rows])),
+        "missing_label_rate": float(np.mean([not is_labelled(row) for row in rows])),
         "truncated_rate": float(np.mean([reason == "length" for reason in reasons])),
         "prompts": len(rewards_PN),
         "prompts_with_signal": signal.with_gradient,

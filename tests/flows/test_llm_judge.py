@@ -47,6 +47,7 @@ def test_the_key_reaches_the_server_and_nothing_else(server, tmp_path):
         estimate = f"rescore('run', judge={str(priced)!r}, root={str(root)!r}, estimate=True)"
         said = finish(start(environment, f"from flows.rescore import rescore; {estimate}"))
         assert len(judge.bodies) == asked
+    assert "calls with about" in said
     assert CANARY not in output + said
     assert os.listdir(root / "runs/run/judge_calls")
     assert holding_the_key(root) == []

@@ -19,9 +19,9 @@ from polyepo.judges.llm.limits import JudgeError
 from polyepo.schemas import ROLLOUTS
 from storage.catalog import connect
 from tasks import calls as calls_module
-from tasks.judge import commit_labels, estimate_labels, judge
+from tasks.judge import MissingLabelsError, commit_labels, estimate_labels, judge
 from tasks.run import create_or_resume, open_run
-from tasks.score import MissingLabelsError, check_missing, cluster_matrix, score
+from tasks.score import cluster_matrix, score
 from tests.conftest import small_config
 from tests.polyepo.judges.server import JudgeServer, clusters_of, completion, error
 
@@ -203,10 +203,25 @@ def test_missing_labels_drop_the_prompt_or_stand_alone():
     assert len({0, clusters[0, 1], clusters[0, 3]}) == 3
 
 
-def test_too_many_missing_labels_stop_the_run():
-    check_missing(MISSING + OK, 0.25, 3)
-    with pytest.raises(MissingLabelsError, match=r"step 3: 2 of 8 .*1 parse_failed, 1 http_failed.*0.2 allows"):
-        check_missing(MISSING + OK, 0.2, 3)
+def test_too_many_missing_labels_stop_the_run(tmp_path):
+    """The limit is for the step: one failed prompt of four passes 0.25, the second does not, and is asked for again."""
+    state = {"broken": True}
+
+    def behave(number, body):
+        return error(400) if state["broken"] else completion(clusters_of(body))
+
+    with JudgeServer(behave) as server:
+        run = make_run(tmp_path, server.url, shards=4, max_missing_rate=0.25)
+        commit_labels(run, run.config.judge, 1, 2)
+        with pytest.raises(MissingLabelsError, match=r"step 1: 8 of 16 .*8 http_failed.*0.25 allows"):
+            commit_labels(run, run.config.judge, 1, 0)
+        assert not run.store.exists(run.labels_key(1, 0))
+        state["broken"] = False
+        for shard in range(4):
+            commit_labels(run, run.config.judge, 1, shard)
+    score.fn(run.store.root, "run", 1)
+    rows = run.store.read_table(run.scores_key(1)).to_pylist()
+    assert sum(row["cluster"] is None for row in rows) == 4
 
 
 @pytest.mark.parametrize("missing", ["drop_prompt", "singleton"])
