@@ -8,8 +8,11 @@ import time
 import urllib.request
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+hypothesis.settings.register_profile("project", deadline=None)  # how long an example takes is no property
+hypothesis.settings.load_profile("project")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -7,14 +7,19 @@ from pydantic import Field
 from polyepo.judges.base import Call, CallLog, Estimate, Group, Judge, Label, MissingLabels
 from polyepo.judges.llm.judge import LLMJudge
 from polyepo.judges.program import AnswerJudge, ProgramJudge
+from polyepo.judges.sheet import SheetJudge
+from polyepo.judges.similarity import EmbeddingJudge, TextJudge
 
-AnyJudge = Annotated[ProgramJudge | AnswerJudge | LLMJudge, Field(discriminator="name")]
+AnyJudge = Annotated[
+    ProgramJudge | AnswerJudge | TextJudge | EmbeddingJudge | SheetJudge | LLMJudge, Field(discriminator="name")
+]
 
 __all__ = [
     "AnswerJudge",
     "AnyJudge",
     "Call",
     "CallLog",
+    "EmbeddingJudge",
     "Estimate",
     "Group",
     "Judge",
@@ -22,4 +27,6 @@ __all__ = [
     "Label",
     "MissingLabels",
     "ProgramJudge",
+    "SheetJudge",
+    "TextJudge",
 ]

@@ -119,6 +119,10 @@ class Judge(BaseModel):
         """
         raise NotImplementedError
 
+    def shown_order(self, domain: Domain, group: Group) -> list[int]:
+        """Indices of the distinct responses in the order in which the judge (first) sees them."""
+        return [group.responses.index(text) for text in dict.fromkeys(group.responses)]
+
     def estimate(self, domain: Domain, groups: Sequence[Group], calls: CallLog | None = None) -> Estimate:
         """What labelling these groups would take; what is answered in `calls` is free."""
         return Estimate(0, 0, 0, 0.0)

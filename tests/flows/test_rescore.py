@@ -1,5 +1,6 @@
 """Re-scoring and replaying a finished run, through real flows against a real Prefect server."""
 
+import csv
 import json
 import random
 import shutil
@@ -16,6 +17,7 @@ from flows.cli import app
 from flows.compare import compare, markdown, render
 from polyepo.config import ConfigError, SetScoring, load_judge, scoring_id
 from polyepo.judges import AnswerJudge
+from polyepo.judges.sheet import response_id
 from polyepo.metrics import adjusted_rand_index, rank_correlation
 from tasks.replay import counterfactual, replay_policy
 from tasks.rescore import choose_scoring, choose_steps, choose_verifier
@@ -222,3 +224,36 @@ def test_imported_rollouts_are_rescored_like_any_other(server, tmp_path):
     assert "| rewards that change | 4 of 13 |" in output
     exported = CliRunner().invoke(app, ["export", "dump", "-o", str(tmp_path / "out"), "--root", str(root)])
     assert "13 responses" in exported.output, exported.output
+
+
+def test_labels_by_hand(server, run, tmp_path):
+    """A sheet, filled in as the program judge would, is a judge that agrees with it wherever it has labels."""
+    path = tmp_path / "sheet.csv"
+    found = CliRunner().invoke(
+        app, ["judge-sheet", "run", "-o", str(path), "--prompts", "4", "--root", run.store.root], env={"COLUMNS": "400"}
+    )
+    assert found.exit_code == 0, found.output
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["problem_id"] for row in rows}) == 4
+    strategies = {
+        response_id(row["problem_id"], row["response"]): run.config.domain.strategy(
+            run.problems[row["problem_id"]], row["response"]
+        )
+        for step in range(1, STEPS + 1)
+        for shard in range(run.config.sampling.shards)
+        for row in run.store.read_table(run.key("rollouts", step, shard)).to_pylist()
+    }
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        for row in rows:
+            strategy = strategies[row["id"]]
+            writer.writerow(row | {"cluster": strategy.micro if strategy else "x"})
+    finish(rescore(server, run, judge=str(path.with_suffix(".yaml"))))
+    judge = load_judge(path.with_suffix(".yaml"))
+    found = compare(run.store.root, "run", ("program", None), (judge.judge_id, None))
+    assert found.labels["ari"] == 1
+    assert 4 <= found.labels["prompts"] < found.labels["prompts"] + found.left_out
+    again = CliRunner().invoke(app, ["judge-sheet", "run", "-o", str(path), "--root", run.store.root])
+    assert (again.exit_code, "somebody's labels" in again.output) == (2, True)

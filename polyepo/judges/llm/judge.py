@@ -215,6 +215,12 @@ class LLMJudge(Judge):
 
         return estimate_groups(self, domain.name, groups, calls or CallLog())
 
+    def shown_order(self, domain: Domain, group: Group) -> list[int]:
+        """Indices of the distinct responses in the order of the first vote's request."""
+        from polyepo.judges.llm.labelling import shown_texts
+
+        return [group.responses.index(text) for text in shown_texts(self, domain.name, group)]
+
 
 # A cache alone would let shards that start together each make their own.
 _LOCK = threading.Lock()

@@ -78,6 +78,12 @@ def estimate_groups(judge: LLMJudge, domain: str, groups: Sequence[Group], log: 
     return Estimate(calls, tokens_in, tokens_out, judge.price(tokens_in, tokens_out))
 
 
+def shown_texts(judge: LLMJudge, domain: str, group: Group) -> list[str]:
+    """The distinct texts of a group, in the order of the first vote's request."""
+    texts = list(dict.fromkeys(group.responses))
+    return list(_render(judge, domain, group, texts, derive_seed(judge.seed, 0)).id_of)
+
+
 class _Asker:
     """Asks a judge model about one group."""
 
