@@ -165,12 +165,14 @@ def _whole_samples(run: Run, benchmark: str, step: int) -> int:
     key = run.key("evals", step, benchmark=benchmark)
     if not run.store.exists(key):
         return 0
-    return 1 + max(run.store.read_table(key, ["sample"])["sample"].to_pylist())
+    samples: list[Any] = run.store.read_table(key, ["sample"])["sample"].to_pylist()
+    return 1 + max(samples)
 
 
 def heldout(run: Run) -> Benchmark:
     """The run's own held-out problems. Raises ConfigError if it has none."""
-    problems = run.split("heldout")[: run.config.evaluation and run.config.evaluation.max_problems]
+    config = run.config.evaluation or EvaluationConfig()
+    problems = run.split("heldout")[: config.max_problems]
     if not problems:
         raise ConfigError(f"run {run.name!r} has no held-out problems: give benchmark=FILE")
     return Benchmark(HELDOUT, run.config.domain, tuple(problems))
@@ -180,15 +182,16 @@ def open_benchmark(run: Run, name: str) -> Benchmark:
     """A benchmark whose problems are committed with the run."""
     if name == HELDOUT:
         return heldout(run)
-    return Benchmark(name, _maths(run.config, name), tuple(_committed(run, name)))
+    return Benchmark(name, _maths(run.config, name), _committed(run.store.root, run.name, name))
 
 
 @lru_cache(maxsize=8)
-def _committed(run: Run, name: str) -> list[Problem]:
-    return [problem for _, problem in read_problems(run.store, run.key("problems", 0, benchmark=name))]
+def _committed(root: str, run: str, name: str) -> tuple[Problem, ...]:
+    opened = open_run(root, run)
+    return tuple(problem for _, problem in read_problems(opened.store, opened.key("problems", 0, benchmark=name)))
 
 
-def add_benchmark(run: Run, benchmark: str) -> Benchmark:
+def add_benchmark(run: Run, benchmark: str, step: int) -> Benchmark:
     """`heldout`, or the problems of a file of mathematics, which are committed with the run under the file's name.
 
     Raises:
@@ -203,7 +206,7 @@ def add_benchmark(run: Run, benchmark: str) -> Benchmark:
     except ValueError as error:
         raise ConfigError(f"benchmark {benchmark!r}: {error}") from None
     problems.sort(key=lambda problem: problem.problem_id)
-    tokenizer, limit = policy_at(run, 0).tokenizer, run.config.sampling.max_prompt_tokens
+    tokenizer, limit = policy_at(run, step).tokenizer, run.config.sampling.max_prompt_tokens
     for problem in problems:
         if not 0 < (length := len(encode_prompt(tokenizer, problem))) <= limit:
             raise ConfigError(
@@ -285,12 +288,20 @@ def model_run(root: str, model: str, benchmark: str, config: str | None, setting
     Raises:
         ConfigError: the configuration cannot be used, or there is none and the benchmark is no file.
     """
-    policy = {"policy.model": model, "policy.warm_start": None, "steps": 0, "evaluation": None, "arms": {}}
+    policy: dict[str, Any] = {
+        "policy.model": model,
+        "policy.warm_start": None,
+        "steps": 0,
+        "evaluation": None,
+        "arms": {},
+    }
     if config:
         described = load_config(config, {**policy, **(settings or {})})
         run_config = RunConfig.model_validate(described.model_dump(mode="json", exclude={"arms"}))
     elif benchmark == HELDOUT:
-        raise ConfigError("model without config needs benchmark=FILE; give config=FILE for a domain's held-out problems")
+        raise ConfigError(
+            "model without config needs benchmark=FILE; give config=FILE for a domain's held-out problems"
+        )
     else:
         benchmark_name(benchmark)
         run_config = RunConfig(
@@ -299,7 +310,6 @@ def model_run(root: str, model: str, benchmark: str, config: str | None, setting
             policy=PolicyConfig(model=model),
             sampling=SamplingConfig(prompts_per_step=1),
             judge=ProgramJudge(),
-            # The samples are the problems' of one file: no split of them is for training.
         )
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name).strip(".-")[:60] or "model"
     identity = hashlib.sha256(f"{model}\0{run_config.digest}".encode()).hexdigest()[:8]

@@ -38,7 +38,7 @@ def sample(root: str, name: str, step: int, shard: int) -> str:
 def sample_rows(
     run: Run, policy: Policy, problems: Sequence[Problem], step: int, numbers: range, purpose: str
 ) -> list[dict[str, Any]]:
-    """Rows of the rollouts table, samples of these numbers per problem, seeded by (run, purpose, step, problem, number)."""
+    """Rows of the rollouts table, these samples per problem, seeded by (run, purpose, step, problem, sample)."""
     num_responses = len(numbers)
     seeds = [
         [derive_seed(run.config.seed, purpose, step, problem.problem_id, i) for i in numbers] for problem in problems

@@ -13,7 +13,7 @@ from polyepo.config import ConfigError, parse_config
 from polyepo.judges import AnswerJudge
 from polyepo.metrics import branching, distinct_successful_strategies, pass_at_k
 from polyepo.objectives import DEGENERATE
-from polyepo.schemas import LABELS
+from polyepo.schemas import EVALS, LABELS
 from storage import connect, open_store
 from tasks.evaluate import evaluate, evaluation_due, read_evaluation
 from tasks.judge import commit_labels
@@ -66,7 +66,6 @@ def test_curves_are_the_stores(root, report):
 
 
 def test_held_out_figures_against_a_plain_computation(root, report):
-    store = open_store(root)
     from tasks.run import open_run
 
     run = open_run(root, "small-set")
