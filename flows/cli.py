@@ -174,12 +174,16 @@ def verify(run: str, root: RootOption = "artifacts") -> None:
     from rich.progress import track
 
     from flows.terminal import safe_text
-    from storage import open_store
+    from storage import StoreError, open_store
     from storage.verify import manifests, verify_artifact
 
     console = Console()
     store = open_store(root)
-    if store.run_record(run) is None:
+    try:
+        record = store.run_record(run)
+    except StoreError as error:
+        _fail(console, safe_text(error))
+    if record is None:
         _fail(console, f"run {run!r} does not exist under {root!r}", code=2)
     paths = manifests(store, run)
     found = []
@@ -229,7 +233,11 @@ def import_(
     ] = "auto",
     mapping: Annotated[
         list[str] | None,
-        typer.Option("--map", help="FIELD=COLUMN: problem, response, answer, reward, id, step, advantage; repeatable."),
+        typer.Option(
+            "--map",
+            help="FIELD=COLUMN: problem, response, answer, reward, id, step, advantage; repeatable. "
+            "Several reward columns add up; FIELD= if the files do not have it.",
+        ),
     ] = None,
     domain: Annotated[
         Literal["maths", "countdown", "ungraded"],
@@ -241,7 +249,7 @@ def import_(
     root: RootOption = "artifacts",
 ) -> None:
     """Make a run of rollouts that others made: verl's dumps, TRL's completion tables, or any table of responses."""
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    _quiet_prefect()
     from flows.terminal import safe_text
     from polyepo.config import ConfigError, validated
     from polyepo.domains import AnyDomain
@@ -286,6 +294,7 @@ def export(
     ] = None,
     form: Annotated[Literal["parquet", "jsonl"], typer.Option("--format")] = "parquet",
     scoring: Annotated[str | None, typer.Option(help="Id of the scoring; the run's own if not given.")] = None,
+    step: Annotated[list[int] | None, typer.Option(help="A step to write, repeatable; all if not given.")] = None,
     root: RootOption = "artifacts",
 ) -> None:
     """Write a run's responses, rewards, clusters and advantages as one table, in a folder that `datasets` loads."""
@@ -295,18 +304,24 @@ def export(
     console = Console()
     folder = output or Path(f"{run}-export")
     try:
-        rows = export_run(root, run, folder, form, scoring)
+        rows = export_run(root, run, folder, form, scoring, step)
     except ConfigError as error:
         _fail(console, str(error), code=2)
     typer.echo(f"{rows:,} responses in {folder}\n\nNext:\n  datasets.load_dataset({str(folder)!r})")
 
 
 @app.command()
-def compare(run: str, judge_a: str, judge_b: str, root: RootOption = "artifacts") -> None:
+def compare(
+    run: str,
+    judge_a: Annotated[str, typer.Argument(help="A judge, or one scoring of its labels.")],
+    judge_b: Annotated[str, typer.Argument(help="Another judge, or another scoring.")],
+    root: RootOption = "artifacts",
+) -> None:
     """Compare two judges of the same rollouts: agreement, clusters, advantages, the prompts that differ most."""
     from polyepo.config import ConfigError
 
     console = Console()
+    _quiet_prefect()
     try:
         from flows.compare import compare as compare_judges
         from flows.compare import render
@@ -326,7 +341,7 @@ def report(
     from polyepo.config import ConfigError
 
     console = Console()
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    _quiet_prefect()
     with console.status("reading") if console.is_terminal else contextlib.nullcontext():
         from flows.report import write_report
 
@@ -348,7 +363,7 @@ def watch(
     from polyepo.config import ConfigError
 
     console = Console()
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    _quiet_prefect()
     from flows.watch import watch as watch_run
 
     try:
@@ -386,8 +401,13 @@ def _settings(changes: list[str]) -> dict[str, Any]:
     return settings
 
 
-def _print_summary(console: Console, root: str, run: str) -> None:
+def _quiet_prefect() -> None:
+    """Called before Prefect is imported, which reads it then: commands that train nothing have no log to show."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+
+
+def _print_summary(console: Console, root: str, run: str) -> None:
+    _quiet_prefect()
     from flows.summary import render, summarize
 
     console.print(render(summarize(root, run)))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -41,13 +45,20 @@ poly-epo. One row per response; `run`, `step`, `problem_id` and `sample` name it
 """
 
 
-def export_run(root: str, run: str, folder: Path, form: Literal["parquet", "jsonl"], scoring: str | None) -> int:
+def export_run(
+    root: str,
+    run: str,
+    folder: Path,
+    form: Literal["parquet", "jsonl"],
+    scoring: str | None,
+    steps: Sequence[int] | None = None,
+) -> int:
     """Write `data/rollouts.parquet` (or .jsonl) and a dataset card below a new folder; returns the number of rows.
 
-    One step is in memory at a time.
+    One step is in memory at a time. The folder appears when it is whole.
 
     Raises:
-        ConfigError: the run has no rollouts or not this scoring, or the folder exists.
+        ConfigError: the run has no rollouts, not this scoring or not one of the steps, or the folder exists.
     """
     connection = connect(root)
     found = rows(connection, "SELECT DISTINCT step FROM rollouts WHERE run = $run ORDER BY step", run=run)
@@ -58,27 +69,40 @@ def export_run(root: str, run: str, folder: Path, form: Literal["parquet", "json
     chosen = scoring or rows(connection, "SELECT scoring FROM runs WHERE run = $run", run=run)[0]["scoring"]
     if scoring is not None and scoring not in there:
         raise ConfigError(f"run {run!r} has no scoring {scoring!r}; it has {there}")
-    data = folder / "data"
-    try:
-        data.mkdir(parents=True)
-    except FileExistsError:
-        raise ConfigError(f"{str(folder)!r} exists already; nothing is overwritten") from None
-    target = data / f"rollouts.{form}"
+    committed = [row["step"] for row in found]
+    if missing := sorted(set(steps or ()) - set(committed)):
+        raise ConfigError(
+            f"steps {missing[:5]} of run {run!r} have no rollouts; it has {committed[0]} to {committed[-1]}"
+        )
+    if folder.exists():
+        raise ConfigError(f"{str(folder)!r} exists already; nothing is overwritten")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        whole = Path(scratch) / "export"
+        (whole / "data").mkdir(parents=True)
+        chosen_steps = sorted(set(steps)) if steps else committed
+        num_rows = _write_table(connection, whole / "data" / f"rollouts.{form}", run, chosen, chosen_steps)
+        card = _CARD.format(run=run, num_rows=num_rows, scoring=chosen, suffix=form)
+        (whole / "README.md").write_text(card, encoding="utf-8")
+        whole.rename(folder)
+    return num_rows
+
+
+def _write_table(
+    connection: duckdb.DuckDBPyConnection, target: Path, run: str, scoring: str, steps: Sequence[int]
+) -> int:
+    """Write the flat table of some steps, one at a time, as Parquet or JSON lines; returns the number of rows."""
     num_rows = 0
     writer: pq.ParquetWriter | None = None
-    with target.open("wb") as file:
-        for step in [row["step"] for row in found]:
-            table = connection.sql(_FLAT, params={"run": run, "scoring": chosen, "step": step}).to_arrow_table()
+    with target.open("wb") as file, ExitStack() as stack:
+        for step in steps:
+            table = connection.sql(_FLAT, params={"run": run, "scoring": scoring, "step": step}).to_arrow_table()
             num_rows += table.num_rows
-            if form == "jsonl":
+            if target.suffix == ".jsonl":
                 _write_lines(table, file)
             else:
-                writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
+                writer = writer or stack.enter_context(pq.ParquetWriter(file, table.schema, compression="zstd"))
                 writer.write_table(table)
-        if writer is not None:
-            writer.close()
-    card = _CARD.format(run=run, num_rows=num_rows, scoring=chosen, suffix=form)
-    (folder / "README.md").write_text(card, encoding="utf-8")
     return num_rows
 
 

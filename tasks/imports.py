@@ -49,7 +49,7 @@ def import_rollouts(
         StoreError: the root cannot be written.
     """
     digest = _digest(files, form, columns, domain)
-    run = name or f"{re.sub(r'[^A-Za-z0-9._-]+', '-', files[0].stem).strip('.-')[:80]}-{digest[:8]}"
+    run = name or _run_name(files[0], digest)
     store = open_store(root)
     store.check()
     report = Imported(run)
@@ -72,8 +72,15 @@ def import_rollouts(
         "scoring": IMPORTED,
         "imported": {"digest": digest, "files": [file.name for file in files], "malformed_rows": len(report.bad)},
     }
-    store.create_run(run, record)
+    stored = store.create_run(run, record)
+    if stored.get("imported", {}).get("digest") != digest:
+        raise ConfigError(f"run {run!r} was made by something else meanwhile; choose another --run")
     return report
+
+
+def _run_name(file: Path, digest: str) -> str:
+    stem = re.sub(r"[^A-Za-z0-9._-]+|\.{2,}", "-", file.stem).strip("._-")[:80]
+    return f"{stem or 'import'}-{digest[:8]}"
 
 
 def _digest(files: Sequence[Path], form: Format, columns: Columns, domain: Domain) -> str:
@@ -118,7 +125,10 @@ def _read(
                 try:
                     problem = _problem(domain, row)
                     if problems.setdefault(problem.problem_id, problem) != problem:
-                        raise ValueError(f"problem_id {problem.problem_id!r} has another problem in an earlier row")
+                        raise ValueError(
+                            f"problem_id {problem.problem_id!r} has another problem in an earlier row; "
+                            "--map id=COLUMN names another column, --map id= takes a hash of the problem"
+                        )
                 except ValueError as error:
                     report.bad.append(BadRow(row.file, row.row, str(error)))
                     continue

@@ -13,7 +13,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from polyepo.advantages import grpo_advantages, grpo_div_advantages, marginal_set_advantages
-from polyepo.config import GRPOScoring, Scoring, SetScoring, scoring_id
+from polyepo.config import ConfigError, GRPOScoring, Scoring, SetScoring, scoring_id
 from polyepo.domains import Domain, Ungraded, Verdict
 from polyepo.judges import Judge
 from polyepo.objectives import DEGENERATE
@@ -95,10 +95,7 @@ def score_table(run: Run, scoring: Scoring, judge: Judge, step: int, verifier: D
 def _verdicts(run: Run, step: int, rows: list[dict[str, Any]], domain: Domain) -> list[Verdict]:
     """Rewards of rollout rows by a verifier; those they came with, if nobody here can verify them."""
     if isinstance(domain, Ungraded):
-        key = run.scores_key(step, IMPORTED)
-        given = run.store.read_table(key, ["problem_id", "sample", "reward", "parsed_answer"]).to_pylist()
-        of = {(row["problem_id"], row["sample"]): Verdict(row["reward"], row["parsed_answer"]) for row in given}
-        return [of[(row["problem_id"], row["sample"])] for row in rows]
+        return _given_verdicts(run, step, rows)
     problems = [run.problems[row["problem_id"]] for row in rows]
     verdicts = domain.verify_batch(problems, [row["response"] for row in rows])
     for row, verdict in zip(rows, verdicts, strict=True):
@@ -108,6 +105,21 @@ def _verdicts(run: Run, step: int, rows: list[dict[str, Any]], domain: Domain) -
                 f"the verifier of domain {domain.name!r} must return finite numbers"
             )
     return verdicts
+
+
+def _given_verdicts(run: Run, step: int, rows: list[dict[str, Any]]) -> list[Verdict]:
+    """Rewards that imported responses came with. Raises ConfigError if some came without: no reward is made up."""
+    key = run.scores_key(step, IMPORTED)
+    columns = ["problem_id", "sample", "reward", "parsed_answer"]
+    given = run.store.read_table(key, columns).to_pylist() if run.store.exists(key) else []
+    of = {(row["problem_id"], row["sample"]): Verdict(row["reward"], row["parsed_answer"]) for row in given}
+    if len(of) < len(rows):
+        raise ConfigError(
+            f"run {run.name!r}, step {step}: {len(rows) - len(of)} of {len(rows)} responses were imported without a "
+            "reward, and domain 'ungraded' has no verifier; give one, such as "
+            '--param verifier=\'{"name": "maths", "path": "none"}\''
+        )
+    return [of[(row["problem_id"], row["sample"])] for row in rows]
 
 
 def _groups_by_size(rows: list[dict[str, Any]]) -> list[list[list[int]]]:

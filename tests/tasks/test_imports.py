@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -85,6 +86,72 @@ def test_trl_completion_tables(tmp_path):
     )
 
 
+def test_trl_reward_functions_that_do_not_apply(tmp_path):
+    """A reward function says None for a response that it is not for; TRL logs NaN, and adds up the others."""
+    nan = math.nan
+    table = pa.table(
+        {
+            "step": [1, 1, 1],
+            "prompt": ["q"] * 3,
+            "completion": ["a", "b", "c"],
+            "maths_reward": [1.0, nan, nan],
+            "code_reward": [0.5, 0.25, nan],
+            "logged_length": [10, 20, 30],
+            "advantage": [0.7, -0.7, 0.0],
+        }
+    )
+    path = tmp_path / "completions_00001.parquet"
+    pq.write_table(table, path)
+    columns = Columns.parse(["reward=maths_reward", "reward=code_reward"])
+    assert [row.reward for row in read_responses(path, "auto", columns)] == [1.5, 0.25, None]
+    found = take(tmp_path / "root", path, columns=columns, domain=Ungraded())
+    assert (found.num_responses, found.num_graded, found.bad) == (3, 2, [])
+
+
+def test_chat_messages_without_text(tmp_path):
+    """A message that only calls a tool has no content: that is no text, and not the text "None"."""
+    ask = [{"role": "user", "content": [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]}]
+    call = [{"role": "assistant", "content": None, "tool_calls": []}, {"role": "assistant", "content": "four"}]
+    image = [{"role": "user", "content": [{"type": "image"}]}]
+    path = lines(tmp_path / "x.jsonl", {"prompt": ask, "response": call}, {"prompt": image, "response": "x"})
+    good, bad = read_responses(path, "auto", NONE)
+    assert (good.prompt, good.response) == ([{"role": "user", "content": "2+2?"}], "\nfour")
+    assert isinstance(bad, BadRow)
+    assert "content must be text" in bad.reason
+
+
+def test_fields_that_the_files_do_not_have(tmp_path):
+    """verl's ground truth may be an object; ids may be unique within a competition only."""
+    truth = {"target": ["a", "b"]}
+    rows = [{**verl(question, "o", 1.0), "gts": truth, "problem_id": 1} for question in ("q", "p")]
+    path = lines(tmp_path / "x.jsonl", *rows)
+    found = take(tmp_path / "root", path, columns=Columns.parse(["answer="]), domain=Ungraded())
+    assert [bad.row for bad in found.bad] == [2]
+    assert "--map id=" in found.bad[0].reason
+    columns = Columns.parse(["answer=", "id=", "reward="])
+    found = take(tmp_path / "hashed", path, columns=columns, domain=Ungraded())
+    assert (found.num_problems, found.num_graded, found.bad) == (2, 0, [])
+
+
+def test_numbers_from_columns_with_gaps(tmp_path):
+    """pandas turns whole numbers into floats where a value is missing."""
+    path = tmp_path / "x.parquet"
+    names = {"problem": ["p", "q"], "response": ["r", "s"], "answer": [4.0, 0.5], "step": [3.0, None]}
+    pq.write_table(pa.table({**names, "problem_id": [7.0, None]}), path)
+    found = list(read_responses(path, "auto", NONE))
+    assert [(r.answer, r.step, r.problem_id) for r in found] == [("4", 3, "7"), ("0.5", 1, None)]
+
+
+def test_strings_that_are_no_text_in_parquet(tmp_path):
+    texts = pa.array([b"fine", b"\xff", b"good"], pa.binary())
+    responses = pa.Array.from_buffers(pa.string(), 3, texts.buffers())
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"question": ["q"] * 3, "answer": ["1"] * 3, "response": responses}), path)
+    found = take(tmp_path / "root", path)
+    assert found.num_responses == 2
+    assert [(bad.row, "UTF-8" in bad.reason) for bad in found.bad] == [(2, True)]
+
+
 def test_lists_and_nested_columns(tmp_path):
     path = lines(
         tmp_path / "x.jsonl",
@@ -97,9 +164,13 @@ def test_lists_and_nested_columns(tmp_path):
     assert [(r.response, r.reward, r.answer) for r in found] == [("\\boxed{4}", 1.0, "4"), ("no", 0.0, "4")]
     listed = lines(tmp_path / "y.jsonl", {"question": "2+2?", "answer": "4", "responses": ["a", "b"], "score": [1, 0]})
     assert [(r.response, r.reward) for r in read_responses(listed, "auto", NONE)] == [("a", 1.0), ("b", 0.0)]
-    for wrong in ("problem", "nothing=x", "reward="):
+    numbered = {"problem": "q", "solutions": {"1": "first", "2": "second"}, "infos": [{"r": 1}, {"r": 0}]}
+    path = lines(tmp_path / "z.jsonl", numbered)
+    columns = Columns.parse(["response=solutions", "reward=infos.r"])
+    assert [(r.response, r.reward) for r in read_responses(path, "auto", columns)] == [("first", 1.0), ("second", 0.0)]
+    for wrong in (["problem"], ["nothing=x"], ["problem="], ["response=a", "response=b", "reward=c"]):
         with pytest.raises(ValueError, match="--map"):
-            Columns.parse([wrong])
+            Columns.parse(wrong)
 
 
 MALFORMED = [
@@ -114,7 +185,13 @@ MALFORMED = [
     ('{"question": "q", "response": []}', "empty"),
     ('{"question": "q", "response": "\\ud800"}', "surrogate"),
     ('{"question": "q", "response": "x", "answer": {"a": 1}}', "answer"),
+    ('{"question": "q", "response": "x", "answer": NaN}', "answer"),
     ('{"question": "q", "response": "x", "step": -1}', "step"),
+    ('{"question": "q", "response": "x", "step": 2147483648}', "step"),
+    ('{"question": "q", "response": "x", "step": true}', "step"),
+    (f'{{"question": "q", "response": "x", "reward": 1{"0" * 400}}}', "finite"),
+    (f'{{"question": "q", "response": "x", "reward": 1{"0" * 5000}}}', "JSON"),
+    ('{"question": "q", "response": "x", "problem_id": {"a": 1}}', "id"),
 ]
 
 
@@ -128,7 +205,7 @@ def test_malformed_rows_are_listed_with_their_lines(tmp_path):
     assert [bad.row for bad in found.bad] == list(range(2, len(MALFORMED) + 4))
     for bad, (_, said) in zip(found.bad, MALFORMED, strict=False):
         assert said in bad.reason, bad
-    with pytest.raises(ConfigError, match=r"14 malformed rows, the first x\.jsonl, row 2"):
+    with pytest.raises(ConfigError, match=rf"{len(found.bad)} malformed rows, the first x\.jsonl, row 2"):
         take(tmp_path / "strict", path, strict=True)
     assert not open_store(str(tmp_path / "strict")).runs()
 
@@ -148,6 +225,7 @@ def test_any_bytes_are_rows_or_reasons(tmp_path_factory, data):
 def test_files_that_cannot_be_read_at_all(tmp_path):
     for name, content, said in [
         ("x.jsonl", b"", "no rows"), ("x.parquet", b"PAR1", "Parquet"), ("x.json", b"{}", "list"),
+        ("deep.json", b"[" * 100_000, "JSON"),
     ]:  # fmt: skip
         path = tmp_path / name
         path.write_bytes(content)
@@ -174,6 +252,27 @@ def test_the_same_files_are_the_same_run(tmp_path):
     assert contents(root) == before
     first, second = take(root, path, name=None).run, take(root, other, name=None).run
     assert first != second
+
+
+@pytest.mark.parametrize("name", ["a..b.jsonl", "数据.jsonl", "_x-.jsonl", f"{'n' * 200}.jsonl"])
+def test_any_file_name_makes_a_run_name(tmp_path, name):
+    path = lines(tmp_path / name, {"question": "q", "answer": "1", "response": "r"})
+    run = take(tmp_path / "root", path, name=None).run
+    assert open_store(str(tmp_path / "root")).runs() == [run]
+
+
+def test_a_run_that_takes_the_name_meanwhile_is_no_import(tmp_path, monkeypatch):
+    path = lines(tmp_path / "x.jsonl", {"question": "q", "answer": "1", "response": "r"})
+    store = open_store(str(tmp_path / "root"))
+    original = type(store).create_run
+
+    def create_second(self, run, record):
+        original(self, run, {"config": {}})
+        return original(self, run, record)
+
+    monkeypatch.setattr(type(store), "create_run", create_second)
+    with pytest.raises(ConfigError, match="meanwhile"):
+        take(tmp_path / "root", path)
 
 
 @pytest.mark.slow
@@ -245,6 +344,45 @@ def test_rewards_of_a_foreign_verifier_are_kept(tmp_path):
     assert [row["cluster"] for row in scores] == [0, 1, 0]
 
 
+@pytest.mark.parametrize("rewards", [[1.0, None, 0.5], [None] * 3])
+def test_no_reward_is_made_up_for_responses_that_came_without(tmp_path, rewards):
+    records = [{"prompt": "write", "response": text, "score": r} for text, r in zip("abc", rewards, strict=True)]
+    path = lines(tmp_path / "x.jsonl", *records)
+    take(tmp_path / "root", path, domain=Ungraded())
+    run = open_run(str(tmp_path / "root"), "run")
+    commit_labels(run, ProgramJudge(), 1, 0)
+    missing = rewards.count(None)
+    with pytest.raises(ConfigError, match=rf"step 1: {missing} of 3 responses .* without a reward.*verifier"):
+        commit_scores(run, SetScoring(set_size=2), ProgramJudge(), 1)
+    assert sum(row["reward"] is not None for row in rows(connect(str(tmp_path / "root")), "FROM scores")) == 3 - missing
+
+
+def test_export_of_some_steps(tmp_path):
+    records = [{"question": "q", "answer": "1", "response": f"r{i}", "reward": 1, "step": i % 4} for i in range(12)]
+    take(tmp_path / "root", lines(tmp_path / "x.jsonl", *records))
+    root, folder = str(tmp_path / "root"), tmp_path / "out" / "export"
+    with pytest.raises(ConfigError, match=r"steps \[7\] .* it has 0 to 3"):
+        export_run(root, "run", folder, "parquet", None, [1, 7])
+    assert export_run(root, "run", folder, "parquet", None, [3, 1, 3]) == 6
+    table = pq.read_table(folder / "data")
+    assert table["step"].to_pylist() == [1] * 3 + [3] * 3
+    front, card = (folder / "README.md").read_text().split("---\n")[1:]
+    assert yaml.safe_load(front)["configs"] == [{"config_name": "default", "data_files": "data/rollouts.parquet"}]
+    assert "6 responses" in card
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    records = [{"question": "q", "answer": "1", "response": f"r{i}", "step": i} for i in range(3)]
+    take(tmp_path / "root", lines(tmp_path / "x.jsonl", *records))
+    folder = tmp_path / "out" / "export"
+    with monkeypatch.context() as patch:
+        patch.setattr(pq.ParquetWriter, "write_table", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        with pytest.raises(OSError, match="full"):
+            export_run(str(tmp_path / "root"), "run", folder, "parquet", None)
+    assert list((tmp_path / "out").iterdir()) == []
+    assert export_run(str(tmp_path / "root"), "run", folder, "parquet", None) == 3
+
+
 @pytest.mark.parametrize("form", ["parquet", "jsonl"])
 def test_export_and_import_again(tmp_path, form):
     records = [
@@ -314,3 +452,37 @@ def test_real_game_of_24_rollouts_with_two_judges(tmp_path, real_data):
         expected = sum(metrics.pass_at_k(100, int(c), k) for c in correct) / 100
         by_sql = rows(connect(str(tmp_path)), "FROM pass_at_k($k) WHERE scoring = 'imported'", k=k)[0]["pass_at_k"]
         assert by_sql == pytest.approx(expected, abs=1e-9)
+
+
+def test_real_answers_of_four_systems(tmp_path, real_data):
+    systems = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+    mapping = [f"{what}={name}.{column}" for name in systems for what, column in
+               (("response", "solution"), ("reward", "is_correct"))]  # fmt: skip
+    source = real_data / "gsm8k_model_solutions" / "example_model_solutions.jsonl"
+    found = take(tmp_path, source, columns=Columns.parse(mapping), domain=Ungraded())
+    assert (found.num_problems, found.num_responses, found.num_graded, found.bad) == (1319, 4 * 1319, 4 * 1319, [])
+    original = [json.loads(line) for line in source.read_text().splitlines()]
+    for sample, name in enumerate(systems):
+        mean = sum(row[name]["is_correct"] for row in original) / 1319
+        by_sql = rows(connect(str(tmp_path)), "SELECT avg(reward) AS m FROM scores WHERE sample = $s", s=sample)
+        assert by_sql[0]["m"] == pytest.approx(mean)
+
+
+def test_real_solutions_by_people(tmp_path, real_data):
+    """One to five solutions per problem as a mapping, no answers, and ids that are not unique."""
+    source = real_data / "creativemath" / "subset.json"
+    found = take(tmp_path, source, columns=Columns.parse(["response=solutions", "id="]), domain=Ungraded())
+    original = json.loads(source.read_text())
+    assert found.num_responses == sum(len(row["solutions"]) for row in original)
+    assert found.num_problems == len({row["problem"] for row in original})
+    assert (found.num_graded, found.bad) == (0, [])
+
+
+def test_real_rollouts_as_they_were_published(tmp_path, real_data):
+    """The raw file, with eight responses in one row, is the same run as the table made of it."""
+    folder = real_data / "qwen_math_100x8"
+    raw = take(tmp_path / "raw", folder / "math_cot_100.jsonl", columns=Columns.parse(["response=code"]))
+    table = take(tmp_path / "table", folder / "rollouts.parquet")
+    assert (raw.num_responses, raw.bad) == (table.num_responses, []) == (800, [])
+    sql = "SELECT response, reward FROM rollouts JOIN scores USING (problem_id, sample) ORDER BY ALL"
+    assert rows(connect(str(tmp_path / "raw")), sql) == rows(connect(str(tmp_path / "table")), sql)
