@@ -12,7 +12,7 @@ from polyepo.config import ConfigError, EvaluationConfig
 from polyepo.metrics import div_at_k, pass_at_k
 from polyepo.objectives import DEGENERATE
 from storage import open_store
-from tasks.evaluate import BENCHMARK
+from tasks.evaluate import HELDOUT, read_evaluation
 from tasks.run import Run, open_run
 
 STAGES = ("sample", "judge", "score", "update")
@@ -84,10 +84,10 @@ def _arms(root: str, run: str) -> list[str]:
 
 def _row(run: Run, step: int, config_run: str) -> Row:
     config = run.config.evaluation or EvaluationConfig()
-    key = run.key("evals", step, benchmark=BENCHMARK)
-    if not run.store.exists(key):
+    rows = read_evaluation(run, HELDOUT, step, ["reward", "cluster", "degenerate"])
+    rows = [row for row in rows if row["sample"] < config.num_samples]  # it may have been extended since
+    if not rows:
         raise ConfigError(f"run {run.name!r} has no held-out evaluation of step {step} yet")
-    rows = run.store.read_table(key, ["reward", "cluster", "degenerate"]).to_pylist()
     shape = (-1, config.num_samples)
     rewards_PM = np.array([row["reward"] for row in rows]).reshape(shape)
     clusters = [DEGENERATE if row["cluster"] is None else row["cluster"] for row in rows]

@@ -256,7 +256,7 @@ def load_config(path: str | Path, settings: dict[str, Any] | None = None) -> Con
     Raises:
         ConfigError: the file is missing, is no YAML mapping, or a field is unknown or has a value that cannot be.
     """
-    raw = _read_yaml(path)
+    raw = read_yaml(path)
     for name, value in (settings or {}).items():
         _set(raw, name, value)
     return parse_config(raw, source=str(path))
@@ -269,7 +269,7 @@ def parse_config(raw: dict[str, Any], source: str = "config") -> Config:
 
 def load_judge(path: str | Path) -> AnyJudge:
     """Read a judge's description from a YAML file. Raises ConfigError as `load_config` does."""
-    return validated(AnyJudge, _read_yaml(path), str(path))
+    return validated(AnyJudge, read_yaml(path), str(path))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -289,7 +289,8 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML mapping. Raises ConfigError if the file is missing or holds none."""
     try:
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

@@ -29,7 +29,8 @@ from storage.store import open_store
 
 # Later stages name the files of earlier ones, so they are read first.
 _STAGES = ("updates", "evals", "scores", "labels", "judge_calls", "rollouts", "problems")
-_SHARDED = ("labels", "judge_calls", "rollouts")
+# The last key=value of an artifact's folder; an evaluation is in shards, and was not in older versions.
+_LAST_KEYS = {"evals": ("step", "shard"), **dict.fromkeys(("labels", "judge_calls", "rollouts"), ("shard",))}
 _RUN_COLUMNS: list[tuple[str, pa.DataType]] = [
     ("run", pa.string()),
     ("state", pa.string()),  # finished, unfinished (going on, or stopped and resumable), or imported
@@ -111,7 +112,7 @@ class Catalog:
 
     def init_sql(self) -> str:
         """SQL that makes the same views and macros in any DuckDB that can read the root's files."""
-        views = [_view(name, schema, _readers(self._tables(name))) for name, schema in TABLES.items()]
+        views = [_view(name, schema, _readers(schema, self._tables(name))) for name, schema in TABLES.items()]
         return "\n".join([self._runs_view(), *views, *queries().values()])
 
     def _tables(self, stage: str) -> list[_Table]:
@@ -136,17 +137,19 @@ class Catalog:
 
     def _artifacts(self, run: str, stage: str) -> list[str]:
         """Paths of a stage's artifacts that are not known yet; they may be uncommitted."""
-        return list(self._below(f"runs/{run}/{stage}", last="shard" if stage in _SHARDED else "step"))
+        paths = self._below(f"runs/{run}/{stage}", _LAST_KEYS.get(stage, ("step",)))
+        return [path for path in paths if path not in self._known]
 
-    def _below(self, folder: str, last: str) -> Iterator[str]:
-        """Folders of artifacts: key=value all the way down to the key `last`."""
+    def _below(self, folder: str, last: tuple[str, ...]) -> Iterator[str]:
+        """Folders of artifacts: key=value all the way down to one of the keys `last`."""
         for name in self._store.files.names(folder):
             path = f"{folder}/{name}"
-            if "=" not in name or path in self._known or path in self._covered:
+            if "=" not in name or path in self._covered:
                 continue
-            if name.startswith(f"{last}="):
+            key = name.split("=")[0]
+            if key in last:
                 yield path
-            else:
+            if key != last[-1]:
                 yield from self._below(path, last)
 
     def _manifest(self, path: str) -> Manifest | None:
@@ -234,19 +237,20 @@ def _view(name: str, schema: pa.Schema, sources: Iterable[str]) -> str:
     return f"CREATE OR REPLACE VIEW {name} AS {selects};"
 
 
-def _readers(tables: list[_Table]) -> list[str]:
+def _readers(schema: pa.Schema, tables: list[_Table]) -> list[str]:
     """SELECTs of the tables' files; those with the same columns and folders together, so that one footer tells all."""
     by_layout = defaultdict(list)
     for table in tables:
         by_layout[table.schema_version, table.partition_keys].append(table)
-    return [_reader(keys, some) for (_, keys), some in sorted(by_layout.items())]
+    return [_reader(schema, keys, some) for (_, keys), some in sorted(by_layout.items())]
 
 
-def _reader(keys: tuple[str, ...], tables: list[_Table]) -> str:
+def _reader(schema: pa.Schema, keys: tuple[str, ...], tables: list[_Table]) -> str:
     files = ",\n".join(_quote(url) for table in tables for url in table.urls)
     # Steps and judges are in the path as well, so a query of one step opens that step's files alone.
     types = ", ".join(f"{key!r}: {'INTEGER' if key in ('step', 'shard') else 'VARCHAR'}" for key in keys)
-    columns = "* EXCLUDE (shard)" if "shard" in keys else "*"
+    others = [key for key in keys if key not in schema.names]
+    columns = f"* EXCLUDE ({', '.join(others)})" if others else "*"
     options = f"hive_partitioning = true, hive_types = {{{types}}}"
     return f"SELECT {columns} FROM read_parquet([{files}], {options})"  # noqa: S608 - every URL is quoted
 

@@ -18,8 +18,8 @@ from storage import ArtifactKey, Store
 from storage.layout import is_name
 from tasks.run import Run
 
-EVALUATION_SHARD = 1000
-"""Stands for a step's evaluation where its training shards have their numbers (at most 1000, from 0)."""
+FIRST_EVALUATION_SHARD = 1000
+"""Shards of a step's evaluations follow those of its training, which have the numbers from 0."""
 _CHUNKS_PER_SHARD = 10_000
 _FIRST_COMMIT_S = 2.0
 # Artifacts grow with a shard's age, so a day's judging makes hundreds of them, and a kill loses 2 % of it at most.

@@ -59,15 +59,15 @@ class Run:
     @cached_property
     def problems(self) -> dict[str, Problem]:
         """All problems by id, as committed at the run's start: a file that changes later changes nothing."""
-        return {row["problem_id"]: _problem(row) for row in self._problem_rows}
+        return {problem.problem_id: problem for _, problem in self._splits}
 
     @cached_property
-    def _problem_rows(self) -> list[dict[str, str]]:
-        return self.store.read_table(self.key("problems", 0)).to_pylist()
+    def _splits(self) -> list[tuple[str, Problem]]:
+        return read_problems(self.store, self.key("problems", 0))
 
     def split(self, name: str) -> list[Problem]:
         """The problems of a split, in their fixed order."""
-        return [self.problems[row["problem_id"]] for row in self._problem_rows if row["split"] == name]
+        return [problem for split, problem in self._splits if split == name]
 
     def problems_of_step(self, step: int) -> list[Problem]:
         """The problems of a training step (from 1): shuffled anew each epoch, each at most once per step."""
@@ -180,9 +180,9 @@ def _environment() -> dict[str, object]:
 
 
 def commit_problems(
-    store: Store, run: str, problems: Iterable[tuple[str, Problem]], provenance: Provenance
+    store: Store, run: str, problems: Iterable[tuple[str, Problem]], provenance: Provenance, **partition: str
 ) -> Manifest:
-    """Commit a run's problems, (split, problem) pairs."""
+    """Commit a run's problems, (split, problem) pairs; those of a benchmark under its partition."""
     rows = [
         {
             "run": run,
@@ -197,7 +197,13 @@ def commit_problems(
         for split, problem in problems
     ]
     table = pa.Table.from_pylist(rows, schema=PROBLEMS)
-    return store.commit_table(ArtifactKey(run, "problems", 0), table, table_name="problems", provenance=provenance)
+    key = ArtifactKey(run, "problems", 0, tuple(partition.items()))
+    return store.commit_table(key, table, table_name="problems", provenance=provenance)
+
+
+def read_problems(store: Store, key: ArtifactKey) -> list[tuple[str, Problem]]:
+    """Committed problems, (split, problem) pairs in their order."""
+    return [(row["split"], _problem(row)) for row in store.read_table(key).to_pylist()]
 
 
 def _problem(row: dict[str, str]) -> Problem:

@@ -28,7 +28,7 @@ def sample(root: str, name: str, step: int, shard: int) -> str:
         started = time.perf_counter()
         policy = policy_at(run, step - 1)
         num_responses = run.config.sampling.num_responses
-        rows = sample_rows(run, policy, run.shard_of_step(step, shard), step, num_responses, "rollout")
+        rows = sample_rows(run, policy, run.shard_of_step(step, shard), step, range(num_responses), "rollout")
         table = pa.Table.from_pylist(rows, schema=ROLLOUTS)
         provenance = run.provenance(step - 1, time.perf_counter() - started)
         run.store.commit_table(key, table, table_name="rollouts", provenance=provenance)
@@ -36,12 +36,12 @@ def sample(root: str, name: str, step: int, shard: int) -> str:
 
 
 def sample_rows(
-    run: Run, policy: Policy, problems: Sequence[Problem], step: int, num_responses: int, purpose: str
+    run: Run, policy: Policy, problems: Sequence[Problem], step: int, numbers: range, purpose: str
 ) -> list[dict[str, Any]]:
-    """Rows of the rollouts table, `num_responses` per problem, seeded by (run, purpose, step, problem, sample)."""
+    """Rows of the rollouts table, these samples per problem, seeded by (run, purpose, step, problem, sample)."""
+    num_responses = len(numbers)
     seeds = [
-        [derive_seed(run.config.seed, purpose, step, problem.problem_id, i) for i in range(num_responses)]
-        for problem in problems
+        [derive_seed(run.config.seed, purpose, step, problem.problem_id, i) for i in numbers] for problem in problems
     ]
     prompts = [encode_prompt(policy.tokenizer, problem) for problem in problems]
     groups = TransformersSampler(policy, run.config.sampling).sample(prompts, seeds)
@@ -52,7 +52,7 @@ def sample_rows(
             "run": run.name,
             "step": step,
             "problem_id": problems[i // num_responses].problem_id,
-            "sample": i % num_responses,
+            "sample": numbers[i % num_responses],
             "prompt_token_ids": prompts[i // num_responses],
             "response": texts[i],
             "response_token_ids": sampled.token_ids,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,10 @@ class HeldOut:
         # Problems that every evaluation has: differences between policies are then differences on the same problems.
         self.problem_ids = sorted(set.intersection(*(set(problems) for problems in grades.values())))
         self.num_samples = min(len(problems[p]) for problems in grades.values() for p in self.problem_ids)
-        self.evaluations = {key: Evaluation(problems, self) for key, problems in grades.items()}
+        self.evaluations = {
+            key: Evaluation([problems[problem_id][: self.num_samples] for problem_id in self.problem_ids])
+            for key, problems in grades.items()
+        }
         self.source = source
         self.policies = self._policies()
         self.note = (
@@ -70,10 +73,7 @@ class HeldOut:
 
     def figures(self) -> list[Figure]:
         """pass@k, maj@k, vote share, strategies and branching of each policy; and how they went over steps."""
-        ks = sorted(
-            {2**i for i in range(self.num_samples.bit_length())} & set(range(1, self.num_samples + 1))
-            | {self.num_samples}
-        )
+        ks = powers_of_two(self.num_samples)
         measures: list[tuple[str, str, str, Callable[[Evaluation, int], Any], str, bool]] = [
             ("pass", "pass@k", "Chance that one of k samples is correct.", Evaluation.pass_at, "pass@k", True),
             (
@@ -210,10 +210,13 @@ class HeldOut:
 
 
 class Evaluation:
-    """A policy's graded samples of a benchmark: (P, M) arrays, problems in the benchmark's order."""
+    """A policy's graded samples of a benchmark.
 
-    def __init__(self, problems: dict[str, list[tuple[Any, ...]]], benchmark: HeldOut) -> None:
-        grades = [problems[problem_id][: benchmark.num_samples] for problem_id in benchmark.problem_ids]
+    Args:
+        grades: for each problem M tuples (correct, answer, cluster, degenerate).
+    """
+
+    def __init__(self, grades: Sequence[Sequence[tuple[Any, ...]]]) -> None:
         self.correct_PM = np.array([[bool(correct) for correct, *_ in row] for row in grades])
         self.answers = [[answer for _, answer, *_ in row] for row in grades]
         self.clusters_PM = np.array(
@@ -239,6 +242,11 @@ class Evaluation:
             both = np.array([metrics.maj_at_k(answers, correct, k, num_draws=200) for answers, correct in rows])
             self._majority[k] = (both[:, 0], both[:, 1])
         return self._majority[k]
+
+
+def powers_of_two(limit: int) -> list[int]:
+    """1, 2, 4, ... and the limit itself."""
+    return sorted({2**i for i in range(limit.bit_length())} | {limit})
 
 
 def with_interval(values_P: Any) -> tuple[float, float, float]:

@@ -13,9 +13,9 @@ from polyepo.config import ConfigError, parse_config
 from polyepo.judges import AnswerJudge
 from polyepo.metrics import branching, distinct_successful_strategies, pass_at_k
 from polyepo.objectives import DEGENERATE
-from polyepo.schemas import LABELS
+from polyepo.schemas import EVALS, LABELS
 from storage import connect, open_store
-from tasks.evaluate import evaluate, evaluation_due
+from tasks.evaluate import evaluate, evaluation_due, read_evaluation
 from tasks.judge import commit_labels
 from tests.conftest import small_config
 from tests.polyepo.test_report import payload
@@ -66,11 +66,10 @@ def test_curves_are_the_stores(root, report):
 
 
 def test_held_out_figures_against_a_plain_computation(root, report):
-    store = open_store(root)
     from tasks.run import open_run
 
     run = open_run(root, "small-set")
-    rows = store.read_table(run.key("evals", STEPS, benchmark="heldout")).to_pylist()
+    rows = read_evaluation(run, "heldout", STEPS, EVALS.names)
     correct = np.reshape([row["reward"] > 0.5 for row in rows], (-1, 8)).sum(1)
     line = next(s for f in report.figures if f.id == "pass-heldout" for s in f.series if s.policy == "set")
     assert line.x == [1, 2, 4, 8]

@@ -12,10 +12,10 @@ import torch
 from polyepo.config import ConfigError, parse_config
 from polyepo.domains import Polynomial, Verdict
 from polyepo.policy.model import weights_digest
-from polyepo.schemas import TIMING_COLUMNS
+from polyepo.schemas import EVALS, TIMING_COLUMNS
 from storage import StoreError, open_store
 from tasks import policy as policies
-from tasks.evaluate import evaluate
+from tasks.evaluate import evaluate, read_evaluation
 from tasks.judge import judge
 from tasks.policy import ReplayError, check_prompts, checkpoint, policy_at, warm_start, warm_start_digest
 from tasks.run import RunExistsError, create_or_resume
@@ -138,7 +138,7 @@ def test_shards_change_no_seed(undisturbed, tmp_path):
 def test_evaluation_is_of_held_out_problems(undisturbed):
     run = undisturbed
     evaluate.fn(run.store.root, run.name, 0)
-    rows = run.store.read_table(run.key("evals", 0, benchmark="heldout")).to_pylist()
+    rows = read_evaluation(run, "heldout", 0, EVALS.names)
     held_out = {p.problem_id for p in run.split("heldout")}
     assert {row["problem_id"] for row in rows} == held_out
     assert not held_out & {p.problem_id for step in range(1, 7) for p in run.problems_of_step(step)}

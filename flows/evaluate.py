@@ -1,0 +1,85 @@
+"""Evaluate: M samples to each problem of a benchmark, graded and labelled, by the policy of any step or any model.
+
+    prefect deployment run poly-epo/evaluate --param run=my-run --param benchmark=heldout --param num_samples=256
+    prefect deployment run poly-epo/evaluate --param model=path/to/model --param benchmark=aime24.jsonl
+
+Samples are added to those that are committed; one that was stopped goes on when it is started again.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+
+from flows.progress import Progress, link_report, slug
+from flows.results import markdown, results
+from polyepo.config import ConfigError, load_judge
+from tasks.evaluate import (
+    add_benchmark,
+    benchmark_name,
+    choose_judge,
+    choose_step,
+    evaluate_shard,
+    missing_shards,
+    model_run,
+)
+from tasks.run import open_run
+
+
+@flow(name="poly-epo", flow_run_name="evaluate {benchmark}", persist_result=False)
+def evaluate(
+    run: str | None = None,
+    model: str | None = None,
+    step: int | None = None,
+    benchmark: str = "heldout",
+    num_samples: int = 64,
+    judge: str | None = None,
+    config: str | None = None,
+    settings: dict[str, Any] | None = None,
+    root: str | None = None,
+) -> None:
+    """Evaluate a run's policy, or a model, on a benchmark, or extend what was evaluated.
+
+    Args:
+        run: name of the run; give this or `model`.
+        model: a Hugging Face directory or hub id; it gets a run of its own, without steps.
+        step: the policy after this step of the run; the last if not given.
+        benchmark: "heldout", the run's own held-out problems, or a JSONL or Parquet file of mathematics, whose name
+            without the suffix is the benchmark's name.
+        num_samples: M, samples per problem in all.
+        judge: path of a judge's YAML file; the run's own, or the one that labelled the samples so far, if not given.
+        config: with `model`: path of a configuration, for domain, sampling and judge.
+        settings: with `model`: values that replace the configuration's, by dotted name.
+        root: where artifacts are; $POLYEPO_ROOT or "artifacts" if not given.
+
+    Raises:
+        ConfigError: before anything is sampled, if this cannot be done.
+    """
+    root = root or os.environ.get("POLYEPO_ROOT", "artifacts")
+    if (run is None) == (model is None):
+        raise ConfigError(f"give one of run (is {run!r}) and model (is {model!r})")
+    if num_samples < 1:
+        raise ConfigError(f"num_samples {num_samples} must be at least 1")
+    if run and (config or settings):
+        raise ConfigError("config and settings go with model: a run has its own")
+    benchmark_name(benchmark)
+    wanted = load_judge(judge) if judge else None
+    opened = open_run(root, run) if run else model_run(root, str(model), benchmark, config, settings)
+    chosen_step = choose_step(opened, step)
+    problems = add_benchmark(opened, benchmark, chosen_step)
+    chosen_judge = choose_judge(opened, problems, chosen_step, wanted)
+    title = f"{opened.name}-{problems.name}"
+    shards = missing_shards(opened, problems.name, chosen_step, num_samples)
+    progress = Progress(f"{title}-evaluation", total=len(shards))
+    for shard, numbers in shards:
+        samples = (numbers.start, numbers.stop)
+        evaluate_shard(root, opened.name, problems.name, chosen_step, shard, samples, chosen_judge)
+        progress.count(f"{opened.name} · step {chosen_step} · {problems.name}")
+    progress.finish()
+    text = markdown(results(opened, problems.name, chosen_step))
+    create_markdown_artifact(text, key=slug(f"{title}-results"), description=f"Step {chosen_step} on {problems.name}")
+    get_run_logger().info("\n%s", text)
+    link_report(root, opened.name, [opened.name])
