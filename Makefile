@@ -12,13 +12,17 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-fast lint stop clean
+.PHONY: help train paper-synthetic test test-fast lint stop clean
 
 help: ## Show this
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /	/' | expand -t 12
 
 train: .venv/installed ## Train CONFIG (default: the quickstart) through a local Prefect server; RUN=name, ROOT=store, SET="seed=1 ..."
 	@$(BIN)/polyepo train "$(CONFIG)" $(if $(RUN),--run "$(RUN)") $(if $(ROOT),--root "$(ROOT)") $(foreach change,$(SET),--set "$(change)")
+
+paper-synthetic: .venv/installed ## The paper's synthetic domains in kind: four arms, three seeds; then the comparison
+	@$(BIN)/polyepo experiment configs/experiments/polynomial.yaml
+	@$(BIN)/polyepo experiment configs/experiments/multiplication.yaml
 
 test: .venv/installed ## Run all tests
 	@$(BIN)/pytest

@@ -96,6 +96,62 @@ def train(
 
 
 @app.command()
+def experiment(
+    file: Annotated[Path, typer.Argument(help="YAML: a configuration, seeds, and arms if not the configuration's.")],
+    name: Annotated[
+        str | None, typer.Option(help="What its runs' names begin with; the file's name if not given.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Seeds at a time; as many as there are cores for if not given.")
+    ] = None,
+    compare_only: Annotated[
+        bool, typer.Option("--compare-only", help="Print the comparison of what was trained.")
+    ] = False,
+    form: Annotated[Literal["table", "markdown"], typer.Option("--format", help="Of the comparison.")] = "table",
+    root: RootOption = "artifacts",
+) -> None:
+    """Train every arm with every seed through the local Prefect stack, and compare the arms; resumes what exists."""
+    from polyepo.config import ConfigError, load_config
+    from polyepo.experiment import load_experiment
+
+    console = Console()
+    try:
+        loaded = load_experiment(file, name)
+    except ConfigError as error:
+        _fail(console, str(error), code=2)
+    _quiet_prefect()
+    from flows import experiment as experiments
+    from flows.local_stack import StackError
+
+    def say(line: str) -> None:
+        console.print(f"· {line}", highlight=False, markup=False, soft_wrap=True)
+
+    again = _command("polyepo", "experiment", str(file), "--name", loaded.name, "--root", root)
+    try:
+        if not compare_only:
+            threads = load_config(loaded.config).policy.num_threads
+            count = jobs or experiments.parallel_runs(threads)
+            experiments.run_experiment(loaded, root, count, console, say)
+        found = experiments.compare_arms(loaded, root)
+    except StackError as error:
+        _fail(console, f"{error}\nNothing committed is lost. Resume: {again}")
+    except ConfigError as error:
+        _fail(console, str(error), code=2)
+    except KeyboardInterrupt:
+        say(f"what was started goes on\n  follow it again: {again}")
+        raise typer.Exit(130) from None
+    if form == "markdown":
+        typer.echo(experiments.markdown(found))
+        return
+    console.print(experiments.render(found))
+    first = loaded.run(loaded.seeds[0])
+    typer.echo(
+        f"\nNext:\n  {again} --compare-only --format markdown\n      this comparison again"
+        f"\n  {_command('polyepo', 'report', first, '--root', root)}\n      the curves of a seed, as a page"
+    )
+
+
+@app.command()
 def summary(run: str, root: RootOption = "artifacts") -> None:
     """Print a run's held-out results, next to the base model's; for a config with arms, all of them."""
     from polyepo.config import ConfigError

@@ -7,20 +7,21 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from flows import local_stack
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 _WAITING = {"SCHEDULED": "waiting for the worker", "PENDING": "starting", "CANCELLING": "cancelling"}
-_POLL_SECONDS = 0.5
+POLL_SECONDS = 0.5
 _PLAIN_LINE_SECONDS = 10.0
 # How long a busy server may fail to answer, and a flow run may be without a process, before we believe it.
 _SILENCE_SECONDS = 90.0
@@ -74,59 +75,99 @@ def find_unfinished(run: str, root: str) -> str | None:
     return None
 
 
+class Followed:
+    """A flow run that is asked now and then how it goes."""
+
+    def __init__(self, flow_run_id: str) -> None:
+        self.flow_run_id = flow_run_id
+        self.percent = 0.0
+        self.text = "waiting for the worker"
+        self.state: dict[str, Any] | None = None
+        """The last state ({"type", "message", ...}), once the run has ended."""
+        self._answered = self._alive = time.monotonic()
+        self._restarts = 0
+
+    def poll(self, client: httpx.Client, say: Callable[[str], None]) -> None:
+        """Ask the server once; start another worker if there is none.
+
+        Raises:
+            StackError: the server no longer answers, or the worker ends again and again.
+        """
+        try:
+            flow_run = client.get(f"/flow_runs/{self.flow_run_id}").raise_for_status().json()
+            self.percent, text = _progress(client, self.flow_run_id)
+        except (httpx.HTTPError, ValueError) as error:
+            if time.monotonic() - self._answered > _SILENCE_SECONDS:
+                raise local_stack.StackError(
+                    f"the Prefect server at {local_stack.api_url()} no longer answers ({error!r}); "
+                    f"see {local_stack.STATE / 'server.log'}"
+                ) from error
+            return
+        now = self._answered = time.monotonic()
+        state = flow_run["state"] or {"type": "SCHEDULED"}
+        self.text = _WAITING.get(state["type"]) or text or "starting"
+        if state["type"] in _FINAL:
+            self.state = dict(state)
+            return
+        worker = local_stack.is_alive("worker")
+        if worker or not _is_gone(flow_run):
+            self._alive = now
+        elif now - self._alive > _GONE_SECONDS:
+            _set_crashed(client, self.flow_run_id)
+        if state["type"] == "SCHEDULED" and not worker:
+            log = local_stack.STATE / "worker.log"
+            if self._restarts == _WORKER_RESTARTS:
+                raise local_stack.StackError(f"the Prefect worker ends again and again; see {log}")
+            self._restarts += 1
+            say(f"the worker is dead ({log}); starting another")
+            local_stack.start(say)
+
+
+class Bars:
+    """A progress bar for each name; lines now and then where the output is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+            console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._tasks: dict[str, TaskID] = {}
+        self._printed: dict[str, tuple[float, str]] = {}
+
+    def __enter__(self) -> Bars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def show(self, name: str, percent: float, text: str) -> None:
+        """Say how far something is."""
+        text = f"{name} · {text}" if name else text
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(text, total=100)
+        self._bars.update(self._tasks[name], completed=percent, description=text)
+        printed, shown = self._printed.get(name, (-_PLAIN_LINE_SECONDS, ""))
+        if not self._console.is_terminal and text != shown and time.monotonic() - printed >= _PLAIN_LINE_SECONDS:
+            self._console.print(f"{percent:3.0f} % · {text}", highlight=False, markup=False, soft_wrap=True)
+            self._printed[name] = (time.monotonic(), text)
+
+
 def follow(flow_run_id: str, console: Console) -> dict[str, Any]:
     """Show a flow run's progress until it ends; returns its last state ({"type", "message", ...}).
 
     Raises:
         StackError: the server no longer answers, or the worker ends again and again.
     """
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    printed, shown_text = -_PLAIN_LINE_SECONDS, ""
-    answered = alive = time.monotonic()
-    restarts = 0
-    with local_stack.api_client() as client, bar:
-        shown = bar.add_task("waiting for the worker", total=100)
-        while True:
-            try:
-                flow_run = client.get(f"/flow_runs/{flow_run_id}").raise_for_status().json()
-                percent, text = _progress(client, flow_run_id)
-            except (httpx.HTTPError, ValueError) as error:
-                if time.monotonic() - answered > _SILENCE_SECONDS:
-                    raise local_stack.StackError(
-                        f"the Prefect server at {local_stack.api_url()} no longer answers ({error!r}); "
-                        f"see {local_stack.STATE / 'server.log'}"
-                    ) from error
-                time.sleep(_POLL_SECONDS)
-                continue
-            now = answered = time.monotonic()
-            state = flow_run["state"] or {"type": "SCHEDULED"}
-            text = _WAITING.get(state["type"]) or text or "starting"
-            bar.update(shown, completed=percent, description=text)
-            if not console.is_terminal and text != shown_text and now - printed >= _PLAIN_LINE_SECONDS:
-                console.print(f"{percent:3.0f} % · {text}", highlight=False, markup=False, soft_wrap=True)
-                printed, shown_text = now, text
-            if state["type"] in _FINAL:
-                return dict(state)
-            worker = local_stack.is_alive("worker")
-            if worker or not _is_gone(flow_run):
-                alive = now
-            elif now - alive > _GONE_SECONDS:
-                _set_crashed(client, flow_run_id)
-            if state["type"] == "SCHEDULED" and not worker:
-                log = local_stack.STATE / "worker.log"
-                if restarts == _WORKER_RESTARTS:
-                    raise local_stack.StackError(f"the Prefect worker ends again and again; see {log}")
-                restarts += 1
-                console.print(f"· the worker is dead ({log}); starting another", highlight=False)
-                local_stack.start(lambda line: console.print(f"· {line}", highlight=False))
-            time.sleep(_POLL_SECONDS)
+    run = Followed(flow_run_id)
+    with local_stack.api_client() as client, Bars(console) as bars:
+        while run.state is None:
+            run.poll(client, lambda line: console.print(f"· {line}", highlight=False, markup=False))
+            bars.show("", run.percent, run.text)
+            if run.state is None:
+                time.sleep(POLL_SECONDS)
+    return run.state
 
 
 def last_logs(flow_run_id: str, count: int = 15) -> list[str]:

@@ -1,14 +1,15 @@
-"""An experiment: the arms of a configuration, each with the same seeds, read from YAML."""
+"""An experiment: the arms of a configuration, each with the same seeds, read from a YAML file."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
 
-from polyepo.config import RUN_NAME, ConfigError, RunConfig, Section, load_config, read_yaml, validated
+from polyepo.config import RUN_NAME, ConfigError, Section, load_config, read_yaml, validated
 
 
 class ExperimentFile(Section):
@@ -33,17 +34,18 @@ class ExperimentFile(Section):
 
 @dataclass(frozen=True)
 class Experiment:
-    """Runs by seed and arm: `{name}-seed{seed}-{arm}`."""
+    """A configuration's training for each seed; its runs are called `{name}-seed{seed}-{arm}`."""
 
     name: str
+    config: Path
     seeds: list[int]
     arms: list[str]
-    configs: dict[str, RunConfig]
-    """By the run's name."""
+    settings: dict[int, dict[str, Any]]
+    """By seed: what replaces the configuration's values, as `poly-epo/train` takes it."""
 
-    def run(self, seed: int, arm: str) -> str:
-        """The name of a run."""
-        return f"{self.name}-seed{seed}-{arm}"
+    def run(self, seed: int) -> str:
+        """The name that a seed's arms begin with."""
+        return f"{self.name}-seed{seed}"
 
 
 def load_experiment(path: Path, name: str | None = None) -> Experiment:
@@ -57,20 +59,20 @@ def load_experiment(path: Path, name: str | None = None) -> Experiment:
     if not RUN_NAME.fullmatch(name):
         raise ConfigError(f"experiment name {name!r} must be letters, digits, '.', '_' and '-'")
     file = validated(ExperimentFile, read_yaml(path), str(path))
-    base = path.parent / file.config
-    configs: dict[str, RunConfig] = {}
-    arms = list(file.arms)
+    config = Path(os.path.normpath(path.parent / file.config))
+    warm_started = "warm_start" in (read_yaml(config).get("policy") or {})
+    settings: dict[int, dict[str, Any]] = {}
+    arms: list[str] = []
     for seed in file.seeds:
-        settings = {**file.settings, "seed": seed}
-        if "warm_start" in (read_yaml(base).get("policy") or {}):
-            settings["policy.warm_start.seed"] = seed
+        settings[seed] = {**file.settings, "seed": seed}
+        if warm_started:
+            settings[seed]["policy.warm_start.seed"] = seed
         if file.arms:
-            settings["arms"] = file.arms
-        config = load_config(base, settings)
-        if not config.arms:
-            raise ConfigError(f"{path}: arms are missing: neither it nor {base} has any")
-        if config.evaluation is None:
-            raise ConfigError(f"{path}: {base} has no section evaluation, so there would be nothing to compare")
-        arms = list(config.arms)
-        configs |= config.runs(f"{name}-seed{seed}")
-    return Experiment(name, file.seeds, arms, configs)
+            settings[seed]["arms"] = file.arms
+        loaded = load_config(config, settings[seed])
+        arms = list(loaded.arms)
+        if not arms:
+            raise ConfigError(f"{path}: arms are missing: neither it nor {config} has any")
+        if loaded.evaluation is None:
+            raise ConfigError(f"{path}: {config} has no section evaluation, so there would be nothing to compare")
+    return Experiment(name, config, file.seeds, arms, settings)

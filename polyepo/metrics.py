@@ -292,16 +292,10 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
         raise ValueError(f"values must be at least two numbers, none NaN, but are {values!r}")
     if not 0 < level < 1:
         raise ValueError(f"level {level} must lie between 0 and 1")
-    half = _t_quantile((1 + level) / 2, len(values_S) - 1) * values_S.std(ddof=1) / math.sqrt(len(values_S))
+    from scipy.stats import t  # here: the metrics alone need numpy only
+
+    half = float(t.ppf((1 + level) / 2, len(values_S) - 1)) * values_S.std(ddof=1) / math.sqrt(len(values_S))
     return float(values_S.mean() - half), float(values_S.mean() + half)
-
-
-def _t_quantile(probability: float, degrees: int) -> float:
-    """Student's t is sqrt(degrees) * tan(angle), where the angle's density is cos(angle) ** (degrees - 1)."""
-    angles = np.linspace(0, math.pi / 2, 200_001)
-    density = np.cos(angles) ** (degrees - 1)
-    mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return math.sqrt(degrees) * math.tan(float(np.interp((probability - 0.5) * 2, mass / mass[-1], angles)))
 
 
 def adjusted_rand_index(first: ArrayLike, second: ArrayLike) -> float:

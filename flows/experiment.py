@@ -1,0 +1,154 @@
+"""Experiments: every arm with every seed, trained by the deployment poly-epo/train, then compared arm by arm."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+
+from flows import follow, local_stack
+from flows.summary import Summary, summarize
+from polyepo.experiment import Experiment
+from polyepo.metrics import t_interval
+
+
+def parallel_runs(num_threads: int | None) -> int:
+    """Flow runs at a time that this machine's cores can feed, each with so many threads."""
+    return max(1, (os.cpu_count() or 1) // (num_threads or os.cpu_count() or 1))
+
+
+def run_experiment(experiment: Experiment, root: str, jobs: int, console: Console, say: Callable[[str], None]) -> None:
+    """Train all seeds, some at a time, from wherever they stand; what is committed is not done again.
+
+    Raises:
+        StackError: a flow run failed (the others are still followed to their end), or the stack does not work.
+    """
+    waiting = list(experiment.seeds)
+    active: dict[int, follow.Followed] = {}
+    failed: list[str] = []
+    local_stack.start(say)
+    with local_stack.api_client() as client, follow.Bars(console) as bars:
+        while waiting or active:
+            while waiting and len(active) < jobs:
+                seed = waiting.pop(0)
+                active[seed] = follow.Followed(_start(experiment, seed, root))
+            for seed, run in list(active.items()):
+                run.poll(client, say)
+                bars.show(f"seed {seed}", run.percent, run.text)
+                if run.state is not None:
+                    del active[seed]
+                    if run.state["type"] != "COMPLETED":
+                        state = f"{run.state['type'].lower()}: {run.state.get('message') or ''}"
+                        failed.append(f"seed {seed}, flow run {run.flow_run_id}: {state}")
+            if active:
+                time.sleep(follow.POLL_SECONDS)
+    if failed:
+        raise local_stack.StackError("\n".join(failed))
+
+
+def _start(experiment: Experiment, seed: int, root: str) -> str:
+    run = experiment.run(seed)
+    parameters = {"config": str(experiment.config), "run": run, "root": root, "settings": experiment.settings[seed]}
+    return follow.find_unfinished(run, root) or follow.run_deployment(local_stack.DEPLOYMENT, parameters)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Held-out results over seeds."""
+
+    seeds: list[int]
+    policies: list[str]
+    """The base model, then the arms."""
+    values: dict[str, np.ndarray]
+    """By measure: (P, S), of each policy and seed."""
+
+    @property
+    def means(self) -> dict[str, np.ndarray]:
+        """By measure: (P,), over seeds."""
+        return {name: values.mean(1) for name, values in self.values.items()}
+
+    def difference(self, measure: str, policy: int) -> tuple[float, float, float]:
+        """Mean over seeds of a policy's difference from the first arm, and Student's 95 % interval (NaN for one seed).
+
+        Seeds are paired: the arms of a seed have one base model, and are evaluated with the same random numbers.
+        """
+        paired_S = self.values[measure][policy] - self.values[measure][1]
+        low, high = t_interval(paired_S) if len(paired_S) > 1 else (math.nan, math.nan)
+        return float(paired_S.mean()), low, high
+
+
+def compare_arms(experiment: Experiment, root: str) -> Comparison:
+    """Held-out results of an experiment. Raises ConfigError if a run of it is not evaluated."""
+    summaries = [summarize(root, experiment.run(seed)) for seed in experiment.seeds]
+    by_seed = [_measures(summary) for summary in summaries]
+    policies = [row.policy for row in summaries[0].rows]
+    values = {name: np.array([found[name] for found in by_seed]).T for name in by_seed[0]}
+    return Comparison(experiment.seeds, policies, values)
+
+
+def _measures(summary: Summary) -> dict[str, list[float]]:
+    first = summary.rows[0]
+    return {
+        **{f"pass@{k}": [row.pass_at[k] for row in summary.rows] for k in first.pass_at},
+        **{f"distinct@{k}": [row.strategies_at[k] for row in summary.rows] for k in first.strategies_at},
+    }
+
+
+def render(comparison: Comparison) -> Group:
+    """Two tables for a terminal: means over seeds, and paired differences from the first arm."""
+    tables = []
+    for title, (header, *body) in zip(_titles(comparison), _tables(comparison), strict=True):
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        for i, name in enumerate(header):
+            table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i == 0)
+        for cells in body:
+            table.add_row(*cells)
+        tables.append(table)
+    return Group(*tables)
+
+
+def markdown(comparison: Comparison) -> str:
+    """The same as markdown."""
+    blocks = []
+    for title, (header, *body) in zip(_titles(comparison), _tables(comparison), strict=True):
+        lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
+        blocks.append("\n".join([title, "", *("| " + " | ".join(cells) + " |" for cells in lines)]))
+    return "\n\n".join(blocks)
+
+
+def _titles(comparison: Comparison) -> tuple[str, str]:
+    seeds = ", ".join(map(str, comparison.seeds))
+    return (
+        f"Held out, means over seeds {seeds}; distinct@k: distinct successful strategies among k samples",
+        f"Difference from {comparison.policies[1]}, paired by seed, with 95 % intervals (Student's t)",
+    )
+
+
+def _tables(comparison: Comparison) -> tuple[list[list[str]], list[list[str]]]:
+    header = ["policy", *comparison.values]
+    means = [
+        [policy, *(f"{values[p]:.{_digits(name)}f}" for name, values in comparison.means.items())]
+        for p, policy in enumerate(comparison.policies)
+    ]
+    differences = [
+        [policy, *(_interval(name, *comparison.difference(name, p)) for name in comparison.values)]
+        for p, policy in enumerate(comparison.policies)
+        if p > 1
+    ]
+    return [header, *means], [header, *differences]
+
+
+def _interval(measure: str, mean: float, low: float, high: float) -> str:
+    digits = _digits(measure)
+    return f"{mean:+.{digits}f}" + ("" if math.isnan(low) else f" ({low:+.{digits}f} to {high:+.{digits}f})")
+
+
+def _digits(measure: str) -> int:
+    return 3 if measure.startswith("pass") else 2
