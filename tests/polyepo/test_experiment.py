@@ -1,6 +1,7 @@
 """Experiment files: what they describe, and what is refused."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,3 +81,8 @@ def test_differences_are_paired_by_seed():
     alone = Comparison([0], ["base model", "grpo", "poly"], {name: array[:, :1] for name, array in values.items()})
     assert math.isnan(alone.difference("pass@1", 2)[1])
     assert "| poly | +0.100 | +4.00 |" in markdown(alone)
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs/experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_experiments_can_be_read(path):
+    assert len(load_experiment(path).arms) >= 3
