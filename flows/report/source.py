@@ -28,7 +28,9 @@ class Source:
         self.connection.execute("SET preserve_insertion_order = true")
         # A temporary table stands before the view of its name, so what is run here is, word for word, what is shown.
         for name in ("runs", "updates", "evals", "scores", "labels", "judge_calls"):
-            self.connection.execute(f"CREATE TEMP TABLE {name} AS SELECT * FROM main.{name} WHERE {self.where}")  # noqa: S608
+            self.connection.execute(f"CREATE TEMP TABLE taken AS SELECT * FROM {name} WHERE {self.where}")  # noqa: S608
+            self.connection.execute(f"DROP VIEW IF EXISTS temp.{name}")  # where views of object storage are
+            self.connection.execute(f"ALTER TABLE taken RENAME TO {name}")
         self.connection.execute("SET threads = 1")
         self.benchmarks = [
             b

@@ -1,10 +1,13 @@
 """The report of real runs: its numbers are the store's, by the SQL that it shows."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import s3fs
 from typer.testing import CliRunner
 
 from flows.cli import app
@@ -13,6 +16,7 @@ from polyepo.config import ConfigError, parse_config
 from polyepo.judges import AnswerJudge
 from polyepo.metrics import branching, distinct_successful_strategies, pass_at_k
 from polyepo.objectives import DEGENERATE
+from polyepo.report.page import render
 from polyepo.schemas import EVALS, LABELS
 from storage import connect, open_store
 from tasks.evaluate import evaluate, evaluation_due, read_evaluation
@@ -163,3 +167,18 @@ def test_labels_that_failed_are_shown_as_such(tmp_path):
     report = assemble(str(tmp_path), ["run"])
     assert all(p.others["other"] in ([None] * 4, [DEGENERATE] * 4) or None in p.others["other"] for p in report.prompts)
     assert json.loads(report.runs[0].config)["steps"] == 6
+
+
+@pytest.mark.slow
+def test_a_root_on_object_storage_has_the_same_report(root, report, s3, tmp_path):
+    remote = f"{s3}/{tmp_path.name}"
+    files = s3fs.S3FileSystem(endpoint_url=os.environ["AWS_ENDPOINT_URL_S3"])
+    for path in Path(root).rglob("*"):
+        if path.is_file():
+            files.put_file(str(path), f"{remote}/{path.relative_to(root)}")
+    assert render(assemble(remote, ["small"])).replace(remote, root) == render(report)
+    url = publish_report(remote, "small", ["small"])
+    assert files.exists(url)
+    shown = CliRunner().invoke(app, ["watch", "small", "--root", remote])
+    assert shown.exit_code == 0, shown.output
+    assert shown.output.count(f"{STEPS}/{STEPS}") == 2
