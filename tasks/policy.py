@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from polyepo.config import ConfigError, RunConfig, digest
 from polyepo.policy.checkpoint import load_checkpoint, save_checkpoint
-from polyepo.policy.model import Policy, encode_prompt, load_policy
+from polyepo.policy.model import Policy, encode_prompt, limit_threads, load_policy
 from polyepo.policy.update import Batch, UpdateMetrics, update
 from polyepo.policy.warm_start import warm_start as train_warm_start
 from storage import ModelKey, Provenance, Store, open_store
@@ -124,6 +124,7 @@ def warm_start(root: str, config: RunConfig, digest: str) -> str:
     store = open_store(root)
     key = ModelKey("warm-start", digest)
     if not store.exists(key) and config.policy.warm_start:
+        limit_threads(config.policy.num_threads)
         with tempfile.TemporaryDirectory() as scratch:
             train_warm_start(config.domain, config.policy.warm_start, Path(scratch))
             store.commit_files(key, Path(scratch), provenance=Provenance(digest, code_version(), 0))

@@ -32,14 +32,19 @@ class Policy:
         return self.model.device
 
 
+def limit_threads(num_threads: int | None) -> None:
+    """Let torch use so many threads from now on: idle ones spin, and runs side by side would starve each other."""
+    if num_threads:
+        torch.set_num_threads(num_threads)
+
+
 def load_policy(source: str | Path, config: PolicyConfig, update: UpdateConfig) -> Policy:
     """Load a Hugging Face causal language model as a policy with a fresh optimizer.
 
     Raises:
         ConfigError: the directory or hub id holds no usable model, weights or tokenizer.
     """
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
+    limit_threads(config.num_threads)
     _check_model_directory(source)
     options = {"trust_remote_code": config.trust_remote_code}
     try:
