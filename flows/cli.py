@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -86,6 +87,7 @@ def train(
     afresh = _command("polyepo", "train", str(config), "--run", f"{name}-2", "--root", root, *sets)
     typer.echo(
         f"\nNext:\n  {_command('polyepo', 'summary', name, '--root', root)}\n      this table again"
+        f"\n  {_command('polyepo', 'report', name, '--root', root)}\n      figures and responses as a page"
         f"\n  {afresh}\n      the same again, from scratch"
         f"\n  {ui}\n      every step in the Prefect UI"
         "\n  make stop\n      stop the server and the worker"
@@ -172,12 +174,16 @@ def verify(run: str, root: RootOption = "artifacts") -> None:
     from rich.progress import track
 
     from flows.terminal import safe_text
-    from storage import open_store
+    from storage import StoreError, open_store
     from storage.verify import manifests, verify_artifact
 
     console = Console()
     store = open_store(root)
-    if store.run_record(run) is None:
+    try:
+        record = store.run_record(run)
+    except StoreError as error:
+        _fail(console, safe_text(error))
+    if record is None:
         _fail(console, f"run {run!r} does not exist under {root!r}", code=2)
     paths = manifests(store, run)
     found = []
@@ -219,12 +225,103 @@ def gc(
         console.print("nothing was deleted; --yes deletes these")
 
 
+@app.command(name="import")
+def import_(
+    files: Annotated[list[Path], typer.Argument(help="JSONL, JSON or Parquet files of rollouts.")],
+    form: Annotated[
+        Literal["auto", "verl", "trl", "generic"], typer.Option("--format", help="Who wrote the files.")
+    ] = "auto",
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            help="FIELD=COLUMN: problem, response, answer, reward, id, step, advantage; repeatable. "
+            "Several reward columns add up; FIELD= if the files do not have it.",
+        ),
+    ] = None,
+    domain: Annotated[
+        Literal["maths", "countdown", "ungraded"],
+        typer.Option(help="Who verifies when re-scoring; ungraded keeps the rewards that the files have."),
+    ] = "maths",
+    target: Annotated[int | None, typer.Option(help="countdown: the target of every puzzle, such as 24.")] = None,
+    run: Annotated[str | None, typer.Option(help="Name of the run; made from the file's name if not given.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse files with malformed rows.")] = False,
+    root: RootOption = "artifacts",
+) -> None:
+    """Make a run of rollouts that others made: verl's dumps, TRL's completion tables, or any table of responses."""
+    _quiet_prefect()
+    from flows.terminal import safe_text
+    from polyepo.config import ConfigError, validated
+    from polyepo.domains import AnyDomain
+    from polyepo.imports import Columns
+    from storage import StoreError
+    from tasks.imports import import_rollouts
+
+    console = Console()
+    settings: dict[str, Any] = {"name": domain}
+    if domain == "maths":
+        settings["path"] = files[0].name
+    if domain == "countdown":
+        settings |= {"path": files[0].name, "target": target, "operators": "+-*/"}
+    try:
+        columns = Columns.parse(mapping or [])
+        found = import_rollouts(root, files, form, columns, validated(AnyDomain, settings, "domain"), run, strict)
+    except (ConfigError, StoreError, ValueError) as error:
+        _fail(console, safe_text(error), code=2)
+    for bad in found.bad[:20]:
+        console.print(f"{safe_text(bad.file)}, row {bad.row}: {safe_text(bad.reason)}", markup=False, soft_wrap=True)
+    if len(found.bad) > 20:
+        console.print(f"… and {len(found.bad) - 20} more malformed rows")
+    console.print(
+        f"{'there already' if found.existed else 'imported'}: run {found.run}, {found.num_responses:,} responses "
+        f"({found.num_graded:,} graded) to {found.num_problems:,} problems, {len(found.bad):,} malformed rows left out",
+        highlight=False,
+        soft_wrap=True,
+    )
+    judge = "configs/judges/answer.yaml"
+    label = ["prefect", "deployment", "run", "poly-epo/rescore", "--param", f"run={found.run}", "--param"]
+    typer.echo(
+        f"\nNext:\n  {_command('polyepo', 'show', found.run, '--root', root)}\n      one problem's responses"
+        f"\n  {_command(*label, f'judge={judge}', '--param', f'root={root}')}\n      label and score them"
+    )
+
+
 @app.command()
-def compare(run: str, judge_a: str, judge_b: str, root: RootOption = "artifacts") -> None:
+def export(
+    run: str,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to make; RUN-export if not given.")
+    ] = None,
+    form: Annotated[Literal["parquet", "jsonl"], typer.Option("--format")] = "parquet",
+    scoring: Annotated[str | None, typer.Option(help="Id of the scoring; the run's own if not given.")] = None,
+    step: Annotated[list[int] | None, typer.Option(help="A step to write, repeatable; all if not given.")] = None,
+    root: RootOption = "artifacts",
+) -> None:
+    """Write a run's responses, rewards, clusters and advantages as one table, in a folder that `datasets` loads."""
+    from flows.export import export_run
+    from polyepo.config import ConfigError
+
+    console = Console()
+    folder = output or Path(f"{run}-export")
+    try:
+        rows = export_run(root, run, folder, form, scoring, step)
+    except ConfigError as error:
+        _fail(console, str(error), code=2)
+    typer.echo(f"{rows:,} responses in {folder}\n\nNext:\n  datasets.load_dataset({str(folder)!r})")
+
+
+@app.command()
+def compare(
+    run: str,
+    judge_a: Annotated[str, typer.Argument(help="A judge, or one scoring of its labels.")],
+    judge_b: Annotated[str, typer.Argument(help="Another judge, or another scoring.")],
+    root: RootOption = "artifacts",
+) -> None:
     """Compare two judges of the same rollouts: agreement, clusters, advantages, the prompts that differ most."""
     from polyepo.config import ConfigError
 
     console = Console()
+    _quiet_prefect()
     try:
         from flows.compare import compare as compare_judges
         from flows.compare import render
@@ -232,6 +329,52 @@ def compare(run: str, judge_a: str, judge_b: str, root: RootOption = "artifacts"
         console.print(render(compare_judges(root, run, (judge_a, None), (judge_b, None))))
     except ConfigError as error:
         _fail(console, str(error), code=2)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(help="Runs, or configurations: then all of their arms.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path("report.html"),
+    root: RootOption = "artifacts",
+) -> None:
+    """Write runs' figures and responses as one HTML page that works offline."""
+    from polyepo.config import ConfigError
+
+    console = Console()
+    _quiet_prefect()
+    with console.status("reading") if console.is_terminal else contextlib.nullcontext():
+        from flows.report import write_report
+
+        try:
+            size = write_report(root, runs, output)
+        except ConfigError as error:
+            _fail(console, str(error), code=2)
+        except OSError as error:
+            _fail(console, f"{output} cannot be written: {error.strerror or error}")
+    typer.echo(f"{output}: {size / 1e6:.1f} MB\n\nNext:\n  {output.absolute().as_uri()}\n      open it in a browser")
+
+
+@app.command()
+def watch(
+    run: Annotated[str, typer.Argument(help="A run, or a configuration: then all of its arms.")],
+    root: RootOption = "artifacts",
+) -> None:
+    """Watch a run in the terminal until it ends: step, stage, curves and the latest clusters."""
+    from polyepo.config import ConfigError
+
+    console = Console()
+    _quiet_prefect()
+    from flows.watch import watch as watch_run
+
+    try:
+        watch_run(root, run, console)
+    except ConfigError as error:
+        _fail(console, str(error), code=2)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    typer.echo(
+        f"\nNext:\n  {_command('polyepo', 'report', run, '--root', root)}\n      all of it, as a page for the browser"
+    )
 
 
 @app.command()
@@ -258,8 +401,13 @@ def _settings(changes: list[str]) -> dict[str, Any]:
     return settings
 
 
-def _print_summary(console: Console, root: str, run: str) -> None:
+def _quiet_prefect() -> None:
+    """Called before Prefect is imported, which reads it then: commands that train nothing have no log to show."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+
+
+def _print_summary(console: Console, root: str, run: str) -> None:
+    _quiet_prefect()
     from flows.summary import render, summarize
 
     console.print(render(summarize(root, run)))

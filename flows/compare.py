@@ -11,8 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.terminal import safe_text
-from polyepo.config import ConfigError
+from polyepo.config import ConfigError, scoring_id
+from polyepo.judges import Judge
 from storage import connect, rows
+from tasks.run import Run, open_run
 
 _SHOWN = 5
 
@@ -21,13 +23,18 @@ SELECT count(*) AS prompts, avg(ari) AS ari, avg(v_measure) AS v_measure, avg(pa
        avg(clusters_a) AS clusters_a, avg(clusters_b) AS clusters_b
 FROM agreement_by_prompt($judge_a, $judge_b) WHERE run = $run
 """
-_LABELLED = "SELECT count(*) FROM (SELECT DISTINCT step, problem_id FROM labels WHERE run = $run AND judge = $judge)"
+_JUDGES = "SELECT DISTINCT judge FROM labels WHERE run = $run ORDER BY judge"
+_ALL_PROMPTS = """
+SELECT count(*) AS prompts
+FROM (SELECT DISTINCT step, problem_id FROM labels WHERE run = $run AND judge IN ($judge_a, $judge_b))
+"""
 _DIFFERENT = """
 SELECT step, problem_id, ari, clusters_a, clusters_b FROM agreement_by_prompt($judge_a, $judge_b)
 WHERE run = $run AND ari < 1 ORDER BY ari, abs(clusters_a - clusters_b) DESC, step, problem_id LIMIT $shown
 """
 _SCORES = """
-SELECT avg(rank_correlation) AS rank_correlation, sum(sign_flips)::BIGINT AS sign_flips,
+SELECT avg(rank_correlation) AS rank_correlation, count(rank_correlation) AS ranked, count(*) AS prompts,
+       sum(sign_flips)::BIGINT AS sign_flips,
        sum(rewards_changed)::BIGINT AS rewards_changed, sum(responses)::BIGINT AS responses
 FROM scoring_agreement($scoring_a, $scoring_b) WHERE run = $run
 """
@@ -51,38 +58,48 @@ class Comparison:
     labels: dict[str, Any] | None
     """Of prompts that both judges labelled whole; None if there is one judge."""
     left_out: int
-    """Prompts that only one of the judges labelled whole."""
+    """Prompts that not both of the judges labelled whole."""
     different: list[dict[str, Any]]
     scores: dict[str, Any] | None
     regraded: list[dict[str, Any]]
 
 
 def compare(root: str, run: str, first: tuple[str, str | None], second: tuple[str, str | None]) -> Comparison:
-    """Compare two (judge id, scoring id) pairs; without scoring ids, those of the run that rest on the judges.
+    """Compare two (judge id, scoring id) pairs.
+
+    The id of a scoring may stand in the place of a judge's: then it is that scoring of that judge's labels. Without
+    scoring ids it is the run's own scoring by either judge, or else the only two of one objective that there are.
 
     Raises:
-        ConfigError: the run has no labels by one of the judges.
+        ConfigError: there is no such run, it has no labels by one of the judges and no scorings were given, there
+            are several pairs of scorings to choose from, or nothing to compare.
     """
-    connection = connect(root)
+    opened, connection = open_run(root, run), connect(root)
 
     def ask(sql: str, **parameters: Any) -> list[dict[str, Any]]:
         return rows(connection, sql, run=run, **parameters)
 
+    there = ask(_SCORINGS)
+    first, second = (_with_judge(side, there) for side in (first, second))
     judges = {"judge_a": first[0], "judge_b": second[0]}
-    labelled = [ask(_LABELLED, judge=judge)[0]["count_star()"] for judge in judges.values()]
-    if 0 in labelled:
-        missing = list(judges.values())[labelled.index(0)]
-        there = [row["judge"] for row in ask("SELECT DISTINCT judge FROM labels WHERE run = $run ORDER BY ALL")]
-        raise ConfigError(f"run {run!r} has no labels by judge {missing!r}; it has {there}")
-    labels = ask(_LABELS, **judges)[0] if first[0] != second[0] else None
-    scorings = _pair_of_scorings(ask(_SCORINGS), first, second)
+    labelled = [row["judge"] for row in ask(_JUDGES)]
+    missing = [judge for judge in judges.values() if judge not in labelled]
+    scorings = _pair_of_scorings(opened, there, first, second)
+    if missing and not scorings:
+        raise ConfigError(f"run {run!r} has no labels by judge {missing[0]!r}; it has {labelled}")
+    labels = ask(_LABELS, **judges)[0] if first[0] != second[0] and not missing else None
+    if not labels and not scorings:
+        raise ConfigError(
+            f"run {run!r} has nothing to compare {first[0]!r} with {second[0]!r} by; "
+            f"name two of its scorings in the judges' places: {_names(there)}"
+        )
     ids = {"scoring_a": scorings[0], "scoring_b": scorings[1]} if scorings else {}
     return Comparison(
         run=run,
         judges=(first[0], second[0]),
         scorings=scorings,
         labels=labels,
-        left_out=max(labelled) - labels["prompts"] if labels else 0,
+        left_out=ask(_ALL_PROMPTS, **judges)[0]["prompts"] - labels["prompts"] if labels else 0,
         different=ask(_DIFFERENT, **judges, shown=_SHOWN) if labels else [],
         scores=ask(_SCORES, **ids)[0] if scorings else None,
         regraded=ask(_REGRADED, **ids, shown=_SHOWN) if scorings else [],
@@ -116,14 +133,42 @@ def markdown(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
+def _with_judge(side: tuple[str, str | None], there: list[dict[str, Any]]) -> tuple[str, str | None]:
+    """A judge id with or without a scoring id as it is; a scoring id alone with the judge of its labels."""
+    judge = next((row["judge"] for row in there if row["scoring"] == side[0]), None)
+    return (judge, side[0]) if judge and side[1] is None else side
+
+
 def _pair_of_scorings(
-    there: list[dict[str, Any]], first: tuple[str, str | None], second: tuple[str, str | None]
+    run: Run, there: list[dict[str, Any]], first: tuple[str, str | None], second: tuple[str, str | None]
 ) -> tuple[str, str] | None:
-    """The given scorings, or the first two of the judges that have the same objective."""
+    """The given scorings; else those of the judges that differ in nothing but the judge, as far as that is known."""
     if first[1] and second[1]:
         return (first[1], second[1]) if first[1] != second[1] else None
-    pairs = ((a, b) for a in there for b in there if (a["judge"], b["judge"]) == (first[0], second[0]))
-    return next(((a["scoring"], b["scoring"]) for a, b in pairs if a != b and a["objective"] == b["objective"]), None)
+    pairs = [
+        (a["scoring"], b["scoring"])
+        for i, a in enumerate(there)
+        for j, b in enumerate(there)
+        if (a["judge"], b["judge"]) == (first[0], second[0])
+        and first[1] in (None, a["scoring"])
+        and second[1] in (None, b["scoring"])
+        and a["objective"] == b["objective"]
+        and (i < j if first == second else i != j)
+    ]
+    # A scoring's id is made of its settings, so two ids alone do not tell whether their settings are the same.
+    own = {row["scoring"] for row in there if not row["later"]}
+    own |= {scoring_id(run.config.scoring, Judge(name=judge)) for judge, _ in (first, second)}
+    pairs = [pair for pair in pairs if own.issuperset(pair)] or pairs
+    if len(pairs) > 1:
+        raise ConfigError(
+            f"run {run.name!r} has several scorings by {first[0]!r} and {second[0]!r} to compare; "
+            f"name two of them in the judges' places: {_names(there)}"
+        )
+    return pairs[0] if pairs else None
+
+
+def _names(there: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{row['scoring']} ({row['objective']}, {row['judge']})" for row in there) or "none"
 
 
 def _title(comparison: Comparison) -> str:
@@ -145,9 +190,11 @@ def _lines(comparison: Comparison) -> list[tuple[str, str]]:
             ]
     if (scores := comparison.scores) and comparison.scorings:
         correlation = scores["rank_correlation"]
+        shown = "undefined" if correlation is None else f"{correlation:.3f}"
         lines += [
             ("scorings", f"{comparison.scorings[0]} -> {comparison.scorings[1]}"),
-            ("rank correlation of advantages", "undefined" if correlation is None else f"{correlation:.3f}"),
+            # Undefined where all advantages of a prompt are equal, under either scoring.
+            ("rank correlation of advantages", f"{shown} ({scores['ranked']:,} of {scores['prompts']:,} prompts)"),
             ("advantages that change sign", f"{scores['sign_flips']:,} of {scores['responses']:,}"),
             ("rewards that change", f"{scores['rewards_changed']:,} of {scores['responses']:,}"),
         ]

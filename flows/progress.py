@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
+from collections.abc import Sequence
 from uuid import UUID
 
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
+
+from flows.report import NothingToReportError, publish_report
 
 
 class Progress:
@@ -42,6 +46,13 @@ class Progress:
         """Say that all is done."""
         self.done = self._total
         self.say("done")
+
+
+def link_report(root: str, title: str, runs: Sequence[str]) -> None:
+    """Publish the report of runs and link it; a run without a step or an evaluation has none."""
+    with contextlib.suppress(NothingToReportError):
+        url = publish_report(root, title, runs)
+        create_link_artifact(url, key=slug(f"{title}-report"), link_text=f"{title}: report")
 
 
 def slug(text: str) -> str:

@@ -18,7 +18,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.futures import PrefectFuture
 
 from flows.compare import Comparison, compare, markdown
-from flows.progress import Progress, slug
+from flows.progress import Progress, link_report, slug
 from polyepo.config import load_judge, scoring_id
 from tasks.rescore import choose_scoring, choose_steps, choose_verifier, relabel, rescore_step
 from tasks.run import open_run
@@ -65,10 +65,15 @@ def rescore(
         rescore_step(root, run, chosen_scoring, chosen_judge, step, chosen_verifier)
         progress.count(f"{run} · scores · step {step}")
     progress.finish()
-    own = (opened.config.judge.judge_id, opened.config.scoring_id)
+    record = opened.store.run_record(run) or {}
+    own = (record.get("judge", opened.config.judge.judge_id), record.get("scoring", opened.config.scoring_id))
     new = (chosen_judge.judge_id, scoring_id(chosen_scoring, chosen_judge, chosen_verifier))
     if new != own:
+        if not opened.store.exists(opened.scores_key(chosen_steps[0], own[1])):
+            get_run_logger().info("run %s came without rewards: there is nothing to compare with", run)
+            return
         _report(compare(root, run, own, new))
+    link_report(root, run, [run])
 
 
 def _bounded(futures: Iterable[PrefectFuture[str]]) -> Iterable[str]:

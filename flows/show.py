@@ -25,12 +25,14 @@ FROM runs r LEFT JOIN (
 ORDER BY r.created_at, r.run
 """
 _RESPONSES = """
-SELECT s.sample, s.cluster, s.degenerate, s.reward, s.advantage, s.parsed_answer, l.macro_strategy, l.micro_strategy,
-       r.response
-FROM scores s JOIN rollouts r USING (run, step, problem_id, sample)
-LEFT JOIN labels l USING (run, step, judge, problem_id, sample)
-WHERE s.run = $run AND s.step = $step AND s.problem_id = $problem AND s.scoring = $scoring
-ORDER BY s.degenerate, s.cluster IS NULL, count(*) OVER (PARTITION BY s.cluster) DESC, s.cluster, s.sample
+SELECT r.sample, s.cluster, s.degenerate, s.reward, s.advantage, l.macro_strategy, l.micro_strategy, r.response
+FROM rollouts r
+LEFT JOIN (FROM scores WHERE run = $run AND step = $step AND scoring = $scoring) s USING (problem_id, sample)
+LEFT JOIN (FROM labels WHERE run = $run AND step = $step) l
+       ON l.judge = s.judge AND l.problem_id = r.problem_id AND l.sample = r.sample
+WHERE r.run = $run AND r.step = $step AND r.problem_id = $problem
+ORDER BY coalesce(s.degenerate, false), s.cluster IS NULL, count(*) OVER (PARTITION BY s.cluster) DESC, s.cluster,
+         r.sample
 """
 
 
@@ -38,9 +40,9 @@ def runs_table(root: str) -> Table:
     """One line per run: state, steps, the last step's reward and successful strategies, size."""
     table = Table(box=None, pad_edge=False)
     for name in ("run", "state", "domain", "scoring"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, overflow="fold")
     for name in ("steps", "reward", "distinct", "MB"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True, min_width=len(name) + 1)
     for row in rows(connect(root), _RUNS):
         table.add_row(
             *(Text(safe_text(row[name] or "")) for name in ("run", "state", "domain")),
@@ -56,28 +58,33 @@ def runs_table(root: str) -> Table:
 def show_prompt(root: str, run: str, step: int | None, problem: str | None) -> RenderableType:
     """One prompt's responses, a panel per cluster, largest first; by the run's own scoring where there is one.
 
+    Imported responses may have no rewards, no advantages or no scores at all.
+
     Raises:
-        ConfigError: the run, the step or the problem has no scores.
+        ConfigError: the run, the step or the problem has no responses.
     """
     connection = connect(root)
     there = rows(connection, "SELECT scoring, max(step) AS step FROM scores WHERE run = $run GROUP BY ALL", run=run)
     if not there:
-        raise ConfigError(f"run {run!r} has no scores under {root!r}; `polyepo runs` lists the runs")
+        there = rows(connection, "SELECT NULL AS scoring, step FROM rollouts WHERE run = $run GROUP BY ALL", run=run)
+    if not there:
+        raise ConfigError(f"run {run!r} has no responses under {root!r}; `polyepo runs` lists the runs")
     own = rows(connection, "SELECT scoring FROM runs WHERE run = $run", run=run)[0]["scoring"]
     scorings = [row["scoring"] for row in there]
     scoring = own if own in scorings else scorings[0]
     step = step if step is not None else max(row["step"] for row in there if row["scoring"] == scoring)
     problems = rows(
         connection,
-        "SELECT DISTINCT problem_id FROM scores WHERE run = $run AND step = $step AND scoring = $scoring ORDER BY ALL",
-        run=run, step=step, scoring=scoring,
+        "SELECT DISTINCT problem_id FROM rollouts WHERE run = $run AND step = $step ORDER BY ALL",
+        run=run, step=step,
     )  # fmt: skip
     ids = [row["problem_id"] for row in problems]
     chosen = problem if problem is not None else (ids[0] if ids else None)
     if chosen not in ids:
         what = f"problem {problem!r}" if ids else "any problem"
         raise ConfigError(
-            f"step {step} of run {run!r} has no scores of {what}" + (f"; it has {', '.join(ids[:8])} …" if ids else "")
+            f"step {step} of run {run!r} has no responses to {what}"
+            + (f"; it has {', '.join(ids[:8])} …" if ids else "")
         )
     prompts = rows(
         connection,
@@ -85,7 +92,8 @@ def show_prompt(root: str, run: str, step: int | None, problem: str | None) -> R
         run=run, problem=chosen,
     )  # fmt: skip
     responses = rows(connection, _RESPONSES, run=run, step=step, problem=chosen, scoring=scoring)
-    head = Text(f"{safe_text(run)} · step {step} · {safe_text(chosen)} · {safe_text(scoring)}", style="bold")
+    graded = safe_text(scoring) if scoring else "not scored"
+    head = Text(f"{safe_text(run)} · step {step} · {safe_text(chosen)} · {graded}", style="bold")
     parts: list[RenderableType] = [head]
     for row in prompts[:1]:
         answer = "" if row["answer"] is None else f"   answer: {safe_text(row['answer'], limit=200)}"
@@ -109,6 +117,13 @@ def _cluster(members: list[dict[str, Any]]) -> Panel:
     table.add_column(justify="right")
     table.add_column()
     for row in members:
-        reward = Text(f"{row['reward']:.2g}", style="green" if row["reward"] > 0.5 else "red")
-        table.add_row(reward, f"{row['advantage']:+.3f}", Text(safe_text(row["response"])))
+        table.add_row(_reward(row["reward"]), _advantage(row["advantage"]), Text(safe_text(row["response"])))
     return Panel(table, title=Text(f"{name} · {len(members)}"), title_align="left", box=box.ROUNDED)
+
+
+def _reward(reward: float | None) -> Text:
+    return Text("–") if reward is None else Text(f"{reward:.2g}", style="green" if reward > 0.5 else "red")
+
+
+def _advantage(advantage: float | None) -> str:
+    return "–" if advantage is None else f"{advantage:+.3f}"

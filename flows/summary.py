@@ -41,10 +41,7 @@ class Summary:
 
 def summarize(root: str, run: str) -> Summary:
     """Summarize a run, or all of `{run}-{arm}`. Raises ConfigError if there is none, or no held-out evaluation."""
-    names = [name for name in open_store(root).runs() if name == run] or _arms(root, run)
-    if not names:
-        raise ConfigError(f"run {run!r} does not exist under {root!r}")
-    runs = [open_run(root, name) for name in names]
+    runs = [open_run(root, name) for name in runs_named(root, run)]
     rows = [_row(arm, max(arm.store.steps(arm.name, "updates"), default=0), run) for arm in runs]
     base = _row(runs[0], 0, run)
     config = runs[0].config.evaluation or EvaluationConfig()
@@ -69,6 +66,14 @@ def markdown(summary: Summary) -> str:
     header, *body = _cells(summary)
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
     return "\n".join([_title(summary), "", *("| " + " | ".join(cells) + " |" for cells in lines)])
+
+
+def runs_named(root: str, name: str) -> list[str]:
+    """A run, or the arms of a configuration, `{name}-{arm}`. Raises ConfigError if there is neither."""
+    names = [run for run in open_store(root).runs() if run == name] or _arms(root, name)
+    if not names:
+        raise ConfigError(f"run {name!r} does not exist under {root!r}")
+    return names
 
 
 def _arms(root: str, run: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from flows.progress import Progress, slug
+from flows.progress import Progress, link_report, slug
 from flows.summary import markdown, summarize
 from polyepo.config import load_config
 from tasks.evaluate import evaluate, evaluation_due
@@ -51,6 +51,7 @@ def train(config: str, run: str | None = None, root: str | None = None, settings
     for arm in prepared.values():
         train_run(arm, progress)
     progress.finish()
+    link_report(root, run, list(prepared))
     if any(arm.config.evaluation for arm in prepared.values()):
         create_markdown_artifact(markdown(summarize(root, run)), key=slug(f"{run}-summary"), description="Summary")
 

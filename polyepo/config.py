@@ -206,7 +206,7 @@ class RunConfig(Section):
                 f"sampling.prompts_per_step {sampling.prompts_per_step}"
             )
         if isinstance(self.scoring, SetScoring):
-            _check_sets(self.scoring, sampling.num_responses)
+            check_sets(self.scoring, sampling.num_responses)
         if self.policy.warm_start and not hasattr(self.domain, "demonstration"):
             raise ValueError(
                 f"policy.warm_start needs a domain with demonstrations, and {self.domain.name!r} has none: "
@@ -319,7 +319,8 @@ def _explain(error: Any) -> str:
     return f"  {where}: {message}{shown}"
 
 
-def _check_sets(scoring: SetScoring, num_responses: int) -> None:
+def check_sets(scoring: SetScoring, num_responses: int) -> None:
+    """Raise ValueError if sets of n, or K of them, cannot be drawn from N responses."""
     if scoring.set_size > num_responses:
         raise ValueError(
             f"scoring.set_size (n) {scoring.set_size} must not exceed sampling.num_responses (N) {num_responses}"

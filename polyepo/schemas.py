@@ -43,15 +43,16 @@ PROBLEMS = _schema(
 _RESPONSE_KEY = (("run", STRING), ("step", INT32), ("problem_id", STRING), ("sample", INT32))
 
 _SAMPLED = (
-    ("prompt_token_ids", pa.list_(INT32)),
+    # Null only in rollouts that were imported: what their makers did not keep is not made up.
+    _nullable("prompt_token_ids", pa.list_(INT32)),
     ("response", STRING),
-    ("response_token_ids", pa.list_(INT32)),
-    ("sampler_logprobs", pa.list_(F32)),
-    ("finish_reason", STRING),  # "stop" (ended by EOS) or "length" (truncated)
-    ("temperature", F64),
-    ("top_p", F64),
-    ("seed", INT64),
-    ("policy_version", INT32),  # optimizer steps of training behind the policy that sampled
+    _nullable("response_token_ids", pa.list_(INT32)),
+    _nullable("sampler_logprobs", pa.list_(F32)),
+    _nullable("finish_reason", STRING),  # "stop" (ended by EOS) or "length" (truncated)
+    _nullable("temperature", F64),
+    _nullable("top_p", F64),
+    _nullable("seed", INT64),
+    _nullable("policy_version", INT32),  # optimizer steps of training behind the policy that sampled
     ("sampler", STRING),
 )
 
@@ -94,7 +95,7 @@ SCORES = _schema(
     _nullable("parsed_answer", STRING),
     _nullable("cluster", INT32),
     ("degenerate", BOOL),
-    ("advantage", F64),
+    _nullable("advantage", F64),  # null only in imported scores
 )
 
 # One row per step.

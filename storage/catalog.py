@@ -32,7 +32,7 @@ _STAGES = ("updates", "evals", "scores", "labels", "judge_calls", "rollouts", "p
 _SHARDED = ("labels", "judge_calls", "rollouts")
 _RUN_COLUMNS: list[tuple[str, pa.DataType]] = [
     ("run", pa.string()),
-    ("state", pa.string()),  # finished, or unfinished: going on, or stopped and resumable
+    ("state", pa.string()),  # finished, unfinished (going on, or stopped and resumable), or imported
     ("created_at", pa.timestamp("us", tz="UTC")),
     ("last_commit", pa.timestamp("us", tz="UTC")),  # of the latest finished step
     ("steps", pa.int32()),  # as configured
@@ -180,11 +180,12 @@ class Catalog:
     def _run(self, run: str, record: dict[str, object], tables: list[_Table]) -> list[object]:
         config = record.get("config")
         config = config if isinstance(config, dict) else {}
-        steps_done = sum(table.stage == "updates" for table in tables)
+        last_stage = "rollouts" if "imported" in record else "updates"
+        steps_done = sum(table.stage == last_stage for table in tables)
         steps = config.get("steps")
         return [
             run,
-            "finished" if steps is None or steps_done >= steps else "unfinished",
+            "imported" if "imported" in record else "finished" if steps_done >= (steps or 0) else "unfinished",
             record.get("created_at"),
             self._last_commit.get(run),
             steps,

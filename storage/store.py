@@ -169,11 +169,21 @@ class Store:
         return [run for run in self.files.names("runs") if self.files.exists(f"runs/{run}/run.json")]
 
     def run_record(self, run: str) -> dict[str, Any] | None:
-        """What was written when the run was made, or None if there is no such run."""
+        """What was written when the run was made, or None if there is no such run.
+
+        Raises:
+            CorruptArtifactError: the record cannot be read.
+        """
+        path = f"runs/{check_name('run', run)}/run.json"
         try:
-            return json.loads(self.files.read(f"runs/{check_name('run', run)}/run.json"))
+            record = json.loads(self.files.read(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except ValueError as error:
+            raise CorruptArtifactError(f"{path} is no valid JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise CorruptArtifactError(f"{path} must be a JSON object, but is {type(record).__name__}")
+        return record
 
     def check(self) -> None:
         """Make sure at the start that artifacts can be committed here.

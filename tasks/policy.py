@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from polyepo.config import ConfigError, RunConfig, digest
@@ -17,6 +18,7 @@ from polyepo.policy.model import Policy, encode_prompt, load_policy
 from polyepo.policy.update import Batch, UpdateMetrics, update
 from polyepo.policy.warm_start import warm_start as train_warm_start
 from storage import ModelKey, Provenance, Store, open_store
+from storage.layout import AnyKey
 from tasks.run import Run, code_version, open_run
 
 disable_progress_bar()  # transformers draws one for every model it loads, log file or not
@@ -149,6 +151,20 @@ def check_prompts(run: Run) -> None:
                 f"domain: the prompt of problem {problem.problem_id!r} has {length} tokens; "
                 f"it must have between 1 and sampling.max_prompt_tokens {limit}"
             )
+
+
+def load_tokenizer(run: Run) -> Any:
+    """The run's tokenizer, without the weights. Raises OSError or ValueError if its model is not at hand."""
+    key: AnyKey | None = None
+    if steps := run.store.steps(run.name, "checkpoints"):
+        key = run.key("checkpoints", steps[-1])
+    elif run.config.policy.warm_start:
+        key = ModelKey("warm-start", warm_start_digest(run.config))
+    source = str(run.config.policy.model)
+    if key is not None and (manifest := run.store.manifest(key)):
+        names = [file.path for file in manifest.files if not file.path.endswith(".safetensors")]
+        source = str(run.store.files.local_copy(f"{manifest.path}/{manifest.attempt}", names))
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=run.config.policy.trust_remote_code)
 
 
 def _last_version(run: Run) -> int:

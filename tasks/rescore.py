@@ -7,7 +7,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from polyepo.config import AnyScoring, ConfigError, Scoring, SetScoring, validated
+from polyepo.config import AnyScoring, ConfigError, Scoring, SetScoring, check_sets, validated
 from polyepo.domains import AnyDomain
 from polyepo.judges import AnyJudge
 from tasks.judge import commit_labels
@@ -41,12 +41,11 @@ def choose_scoring(run: Run, scoring: dict[str, Any] | None, objective: str | No
     if changes and base.get("method") != "poly_epo":
         base = SetScoring().model_dump(mode="json")
     chosen = validated(AnyScoring, base | changes, "scoring")
-    num_responses = run.config.sampling.num_responses
-    if isinstance(chosen, SetScoring) and chosen.set_size > num_responses:
-        raise ConfigError(
-            f"set_size (n) {chosen.set_size} must not exceed the {num_responses} responses (N) per prompt of run "
-            f"{run.name!r}"
-        )
+    if isinstance(chosen, SetScoring):
+        try:
+            check_sets(chosen, run.config.sampling.num_responses)
+        except ValueError as error:
+            raise ConfigError(f"run {run.name!r} cannot be scored so: {error}") from None
     return chosen
 
 
@@ -77,6 +76,8 @@ def choose_steps(run: Run, steps: str | int | list[int] | None) -> list[int]:
             raise ConfigError(f"run {run.name!r} has no rollouts to score")
         return sorted(committed)
     wanted = _parse_steps(steps)
+    if not wanted:
+        raise ConfigError(f"steps {steps!r} name no step; they must be like 12, 1-50, or 1-50,60")
     if missing := sorted(set(wanted) - committed):
         there = f"{min(committed)} to {max(committed)}" if committed else "none"
         raise ConfigError(f"steps {missing[:5]} of run {run.name!r} have no committed rollouts; it has {there}")

@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -108,8 +109,7 @@ def create_or_resume(root: str, name: str, config: RunConfig) -> Run:
     if existing is None:
         splits = {"train": config.domain.problems("train"), "heldout": config.domain.problems("heldout")}
         check_problems(splits, config)
-        record = {"run": name, "config": wanted, "config_hash": config.digest, **_ids(config), **_environment()}
-        existing = store.create_run(name, record)
+        existing = store.create_run(name, run_record(name, config))
     if changed := differences(existing["config"], wanted):
         raise RunExistsError(
             "\n".join(
@@ -122,7 +122,9 @@ def create_or_resume(root: str, name: str, config: RunConfig) -> Run:
         )
     run = open_run(root, name)
     if not store.exists(run.key("problems", 0)):
-        _commit_problems(run)
+        domain = run.config.domain
+        problems = ((split, problem) for split in ("train", "heldout") for problem in domain.problems(split))
+        commit_problems(store, name, problems, run.provenance(None))
     return run
 
 
@@ -155,9 +157,17 @@ def code_version() -> str:
     return version("poly-epo") + (f"+{commit.stdout.strip()}" if commit.returncode == 0 else "")
 
 
-def _ids(config: RunConfig) -> dict[str, str]:
-    """What the run's own labels and scores are called, for readers that know no configurations."""
-    return {"judge": config.judge.judge_id, "scoring": config.scoring_id}
+def run_record(name: str, config: RunConfig) -> dict[str, object]:
+    """What is written once, when a run is made."""
+    return {
+        "run": name,
+        "config": config.model_dump(mode="json"),
+        "config_hash": config.digest,
+        # What the run's own labels and scores are called, for readers that know no configurations.
+        "judge": config.judge.judge_id,
+        "scoring": config.scoring_id,
+        **_environment(),
+    }
 
 
 def _environment() -> dict[str, object]:
@@ -169,10 +179,13 @@ def _environment() -> dict[str, object]:
     }
 
 
-def _commit_problems(run: Run) -> Manifest:
+def commit_problems(
+    store: Store, run: str, problems: Iterable[tuple[str, Problem]], provenance: Provenance
+) -> Manifest:
+    """Commit a run's problems, (split, problem) pairs."""
     rows = [
         {
-            "run": run.name,
+            "run": run,
             "problem_id": problem.problem_id,
             "split": split,
             "domain": problem.domain,
@@ -181,11 +194,10 @@ def _commit_problems(run: Run) -> Manifest:
             "answer": problem.answer,
             "metadata": json.dumps(problem.metadata, sort_keys=True),
         }
-        for split in ("train", "heldout")
-        for problem in run.config.domain.problems(split)
+        for split, problem in problems
     ]
     table = pa.Table.from_pylist(rows, schema=PROBLEMS)
-    return run.store.commit_table(run.key("problems", 0), table, table_name="problems", provenance=run.provenance(None))
+    return store.commit_table(ArtifactKey(run, "problems", 0), table, table_name="problems", provenance=provenance)
 
 
 def _problem(row: dict[str, str]) -> Problem:

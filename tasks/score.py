@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,17 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from polyepo.advantages import grpo_advantages, grpo_div_advantages, marginal_set_advantages
-from polyepo.config import GRPOScoring, Scoring, SetScoring, scoring_id
-from polyepo.domains import Domain
+from polyepo.config import ConfigError, GRPOScoring, Scoring, SetScoring, scoring_id
+from polyepo.domains import Domain, Ungraded, Verdict
 from polyepo.judges import Judge
 from polyepo.objectives import DEGENERATE
 from polyepo.schemas import SCORES
 from polyepo.seeds import derive_seed
 from storage import ArtifactKey
 from tasks.run import Run, open_run
+
+# Scoring and judge of rewards that imported rollouts came with.
+IMPORTED = "imported"
 
 
 @task(name="score", task_run_name="score {name} {step}", cache_policy=NO_CACHE, persist_result=False)
@@ -56,21 +60,16 @@ def score_table(run: Run, scoring: Scoring, judge: Judge, step: int, verifier: D
         )
         label_of = {(label["problem_id"], label["sample"]): label for label in labels.to_pylist()}
         rows += [row | label_of[(row["problem_id"], row["sample"])] for row in rollouts.to_pylist()]
-    problems = [run.problems[row["problem_id"]] for row in rows]
-    domain = verifier or run.config.domain
-    verdicts = domain.verify_batch(problems, [row["response"] for row in rows])
-    for row, verdict in zip(rows, verdicts, strict=True):
-        if not math.isfinite(verdict.reward):
-            raise ValueError(
-                f"reward of problem {row['problem_id']!r}, sample {row['sample']}, step {step} is "
-                f"{verdict.reward}; "
-                f"the verifier of domain {domain.name!r} must return finite numbers"
-            )
-    num_responses = run.config.sampling.num_responses
-    rewards_PN = np.array([v.reward for v in verdicts], dtype=float).reshape(-1, num_responses)
-    clusters_PN, labelled_P = cluster_matrix(rows, num_responses)
-    advantages_PN = advantages(scoring, rewards_PN, clusters_PN, derive_seed(run.config.seed, "sets", step))
-    advantages_PN[~labelled_P] = 0.0  # a prompt the judge could not label has no signal, rather than a made-up one
+    verdicts = _verdicts(run, step, rows, verifier or run.config.domain)
+    seed = derive_seed(run.config.seed, "sets", step)
+    values = np.zeros(len(rows))
+    # Groups have one size, but for rollouts that were imported.
+    for members in _groups_by_size(rows):
+        rewards_PN = np.array([[verdicts[row].reward for row in group] for group in members])
+        clusters_PN, labelled_P = cluster_matrix([rows[row] for group in members for row in group], len(members[0]))
+        advantages_PN = advantages(scoring, rewards_PN, clusters_PN, seed)
+        advantages_PN[~labelled_P] = 0.0  # a prompt the judge could not label has no signal, rather than a made-up one
+        values[np.array(members)] = advantages_PN
     constant = {
         "run": run.name,
         "step": step,
@@ -87,10 +86,49 @@ def score_table(run: Run, scoring: Scoring, judge: Judge, step: int, verifier: D
                 "parsed_answer": verdict.parsed_answer,
                 "advantage": advantage,
             }
-            for row, verdict, advantage in zip(rows, verdicts, advantages_PN.ravel(), strict=True)
+            for row, verdict, advantage in zip(rows, verdicts, values, strict=True)
         ],
         schema=SCORES,
     )
+
+
+def _verdicts(run: Run, step: int, rows: list[dict[str, Any]], domain: Domain) -> list[Verdict]:
+    """Rewards of rollout rows by a verifier; those they came with, if nobody here can verify them."""
+    if isinstance(domain, Ungraded):
+        return _given_verdicts(run, step, rows)
+    problems = [run.problems[row["problem_id"]] for row in rows]
+    verdicts = domain.verify_batch(problems, [row["response"] for row in rows])
+    for row, verdict in zip(rows, verdicts, strict=True):
+        if not math.isfinite(verdict.reward):
+            raise ValueError(
+                f"reward of problem {row['problem_id']!r}, sample {row['sample']}, step {step} is {verdict.reward}; "
+                f"the verifier of domain {domain.name!r} must return finite numbers"
+            )
+    return verdicts
+
+
+def _given_verdicts(run: Run, step: int, rows: list[dict[str, Any]]) -> list[Verdict]:
+    """Rewards that imported responses came with. Raises ConfigError if some came without: no reward is made up."""
+    key = run.scores_key(step, IMPORTED)
+    columns = ["problem_id", "sample", "reward", "parsed_answer"]
+    given = run.store.read_table(key, columns).to_pylist() if run.store.exists(key) else []
+    of = {(row["problem_id"], row["sample"]): Verdict(row["reward"], row["parsed_answer"]) for row in given}
+    if len(of) < len(rows):
+        raise ConfigError(
+            f"run {run.name!r}, step {step}: {len(rows) - len(of)} of {len(rows)} responses were imported without a "
+            "reward, and domain 'ungraded' has no verifier; give one, such as "
+            '--param verifier=\'{"name": "maths", "path": "none"}\''
+        )
+    return [of[(row["problem_id"], row["sample"])] for row in rows]
+
+
+def _groups_by_size(rows: list[dict[str, Any]]) -> list[list[list[int]]]:
+    """Row indices of each prompt's group, groups of one size together; rows of a prompt are next to each other."""
+    by_size: dict[int, list[list[int]]] = {}
+    for _, group in groupby(range(len(rows)), key=lambda row: rows[row]["problem_id"]):
+        members = list(group)
+        by_size.setdefault(len(members), []).append(members)
+    return list(by_size.values())
 
 
 def cluster_matrix(rows: list[dict[str, Any]], num_responses: int) -> tuple[np.ndarray, np.ndarray]:
@@ -105,6 +143,8 @@ def cluster_matrix(rows: list[dict[str, Any]], num_responses: int) -> tuple[np.n
 def advantages(scoring: Scoring, rewards_PN: np.ndarray, clusters_PN: np.ndarray, seed: int) -> np.ndarray:
     """Advantages (P, N) by a scoring; the seed is for scorings that draw sets."""
     if isinstance(scoring, SetScoring):
+        if rewards_PN.shape[-1] < scoring.set_size:
+            return np.zeros_like(rewards_PN)  # too few responses for a single set
         return marginal_set_advantages(
             rewards_PN,
             clusters_PN,

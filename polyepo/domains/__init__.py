@@ -9,8 +9,9 @@ from polyepo.domains.countdown import Countdown
 from polyepo.domains.maths import Maths
 from polyepo.domains.multiplication import Multiplication
 from polyepo.domains.polynomial import Polynomial
+from polyepo.domains.ungraded import Ungraded
 
-AnyDomain = Annotated[Polynomial | Multiplication | Countdown | Maths, Field(discriminator="name")]
+AnyDomain = Annotated[Polynomial | Multiplication | Countdown | Maths | Ungraded, Field(discriminator="name")]
 
 __all__ = [
     "AnyDomain",
@@ -23,5 +24,6 @@ __all__ = [
     "Problem",
     "Split",
     "Strategy",
+    "Ungraded",
     "Verdict",
 ]

@@ -50,6 +50,10 @@ class Domain(BaseModel):
         """The problems of a split, in a fixed order. Raises ValueError naming the field that makes it impossible."""
         raise NotImplementedError
 
+    def imported(self, problem_id: str, prompt: Prompt, answer: str | None) -> Problem:
+        """A problem of somebody else's rollouts. Raises ValueError if this domain cannot make one of it."""
+        raise ValueError(f"domain {self.name!r} cannot take problems from a file of rollouts")
+
     def verify(self, problem: Problem, response: str) -> Verdict:
         """Grade one response; never raises on any response text."""
         raise NotImplementedError

@@ -13,10 +13,13 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from polyepo.domains.base import Domain, Problem, Split, Strategy, Verdict
+from polyepo.domains.base import Domain, Problem, Prompt, Split, Strategy, Verdict
 from polyepo.domains.expressions import Expression, all_expressions, parse
 from polyepo.domains.text import MAX_RESPONSE_CHARACTERS, split_problems, unit_interval
 
+_PUZZLE = re.compile(
+    r"(?P<numbers>[1-9][0-9]{0,3}(?: [1-9][0-9]{0,3}){1,5})(?: = (?P<target>[0-9]{1,5}) ?>?)?", re.ASCII
+)
 _ANSWER = re.compile(r"answer\s*:", re.IGNORECASE)
 
 
@@ -72,6 +75,21 @@ class Countdown(Domain):
             chosen = {p.problem_id for p in by_hash[: self.num_problems]}
             problems = [p for p in problems if p.problem_id in chosen]
         return split_problems(problems, split, self.heldout_fraction, self.split_seed)
+
+    def imported(self, problem_id: str, prompt: Prompt, answer: str | None) -> Problem:
+        """Numbers such as "1 1 4 6", or "1 1 4 6 = 24 >"; without a target of its own it is the domain's."""
+        found = _PUZZLE.fullmatch(prompt.strip()) if isinstance(prompt, str) else None
+        target = found and (found["target"] or self.target)
+        if not found or target is None:
+            raise ValueError(f"the problem must be numbers such as '1 1 4 6 = 24', but is {str(prompt)[:60]!r}")
+        numbers = [int(word) for word in found["numbers"].split()]
+        return Problem(
+            problem_id=problem_id,
+            domain=self.name,
+            prompt=f"{found['numbers']} = {target} >",
+            answer=str(target),
+            metadata={"numbers": numbers, "target": int(target)},
+        )
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         """1 if the expression uses exactly the given numbers and is exactly the target."""

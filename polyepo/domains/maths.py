@@ -69,6 +69,13 @@ class Maths(Domain):
             )
         return heldout if split == "heldout" else problems
 
+    def imported(self, problem_id: str, prompt: Prompt, answer: str | None) -> Problem:
+        """The prompt as it was; the answer as the data sets of `path` write it."""
+        reference = _reference_answer(answer or "")
+        if not reference:
+            raise ValueError("the answer is empty; import with --domain ungraded if there is none")
+        return Problem(problem_id=problem_id, domain=self.name, prompt=prompt, answer=reference)
+
     def verify(self, problem: Problem, response: str) -> Verdict:
         """1 if the response's final answer equals the problem's."""
         return self.verify_batch([problem], [response])[0]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from rich.console import Console
 
 from flows import follow, local_stack
@@ -49,7 +50,9 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     (folder / "prefect.yaml").write_bytes((PROJECT / "prefect.yaml").read_bytes())
     (folder / "flows").mkdir()
-    (folder / "flows" / "train.py").write_text(FLOW)
+    for deployment in yaml.safe_load((PROJECT / "prefect.yaml").read_text())["deployments"]:
+        path, function = deployment["entrypoint"].split(":")
+        (folder / path).write_text(FLOW.replace("def train(", f"def {function}("))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("PREFECT_HOME", raising=False)

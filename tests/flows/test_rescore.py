@@ -10,7 +10,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from flows.cli import app
 from flows.compare import compare, markdown, render
 from polyepo.config import ConfigError, SetScoring, load_judge, scoring_id
 from polyepo.judges import AnswerJudge
@@ -199,3 +201,24 @@ def test_a_counterfactual_update(server, run):
     assert -1 <= found["cosine"] < 1
     changes = [(row["advantage_other"], row["change_other"]) for row in found["clusters"] if row["advantage_other"]]
     assert np.corrcoef(*zip(*changes, strict=True))[0, 1] > 0
+
+
+def test_imported_rollouts_are_rescored_like_any_other(server, tmp_path):
+    """With an unequal number of responses per problem; the rewards they came with are compared with ours."""
+    path = tmp_path / "dump.jsonl"
+    records = [
+        {"question": f"{q}+{q}?", "answer": str(2 * q), "response": f"\\boxed{{{a}}}", "reward": float(a in (2 * q, 9))}
+        for q in range(1, 5)
+        for a in (2 * q, 9, 2 * q, 1)[: q + 1]
+    ]
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    root = tmp_path / "root"
+    found = CliRunner().invoke(app, ["import", str(path), "--run", "dump", "--root", str(root)])
+    assert found.exit_code == 0, found.output
+    assert "13 responses (13 graded) to 4 problems, 0 malformed rows" in found.output
+    code = f"from flows.rescore import rescore; rescore('dump', judge={ANSWER!r}, set_size=2, root={str(root)!r})"
+    output = finish(start(server, code))
+    # The foreign grader took 9 for an answer to everything; it stood in every group, and is right in none.
+    assert "| rewards that change | 4 of 13 |" in output
+    exported = CliRunner().invoke(app, ["export", "dump", "-o", str(tmp_path / "out"), "--root", str(root)])
+    assert "13 responses" in exported.output, exported.output

@@ -1,5 +1,6 @@
 """What a person sees of runs, prompts, findings and garbage."""
 
+import json
 import os
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def test_show_groups_by_cluster(root):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [(("nobody",), "no scores"), (("run", "7"), "step 7"), (("run", "1", "p9"), "'p9'")]
+    ("arguments", "said"), [(("nobody",), "no responses"), (("run", "7"), "step 7"), (("run", "1", "p9"), "'p9'")]
 )
 def test_show_refuses_what_is_not_there(root, arguments, said):
     result = cli("show", *arguments, "--root", root)
@@ -89,3 +90,30 @@ def test_gc_lists_before_it_deletes(root):
     assert "deleted 1" in cli("gc", "--yes", "--root", root).output
     assert not stray.exists()
     assert cli("gc", "--older-than", "soon", "--root", root).exit_code == 2
+
+
+def test_imported_responses_without_rewards_or_advantages(tmp_path):
+    """What an import prints as the next command must work on whatever the files lacked."""
+    for name, rewards in {"all": [1, 0, 1], "some": [1, None, 0], "none": [None] * 3}.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(
+            "".join(
+                json.dumps({"question": "q", "answer": "1", "response": f"text {i}", "reward": reward}) + "\n"
+                for i, reward in enumerate(rewards)
+            )
+        )
+        assert cli("import", path, "--run", name, "--root", tmp_path / "root").exit_code == 0
+        result = cli("show", name, "--root", tmp_path / "root")
+        assert result.exit_code == 0, result.output
+        assert all(f"text {i}" in result.output for i in range(3))
+        # A dash for each reward and each advantage that is not there.
+        assert result.output.count("–") == 3 + rewards.count(None)
+    result = cli("show", "none", "7", "--root", tmp_path / "root")
+    assert (result.exit_code, "no responses" in result.output) == (2, True)
+
+
+def test_verify_says_that_the_record_is_broken(root):
+    (Path(root) / "runs/run/run.json").write_bytes(b"{")
+    result = cli("verify", "run", "--root", root)
+    assert result.exit_code == 1
+    assert "run.json is no valid JSON" in result.output.replace("\n", "")

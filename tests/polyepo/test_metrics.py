@@ -2,6 +2,7 @@
 
 import math
 from itertools import combinations
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyepo import metrics
+from polyepo.metrics import bootstrap_interval
 from polyepo.objectives import DEGENERATE
 
 samples = st.integers(1, 7).flatmap(
@@ -177,3 +179,54 @@ def test_refusals():
         metrics.maj_at_k(["4", "5"], [True], 1)
     with pytest.raises(ValueError, match="num_draws"):
         metrics.maj_at_k(["4", "5", "6"], [True, False, False], 2, num_draws=0)
+
+
+def test_bootstrap_intervals_cover_at_the_stated_rate():
+    rng = np.random.default_rng(0)
+    # Skewed, between 0 and 1, as pass@k of problems is.
+    draws, truth = rng.beta(0.6, 1.8, (1000, 80)), 0.25
+    for level in (0.8, 0.95):
+        ends = [bootstrap_interval(values, level, num_resamples=600, seed=i) for i, values in enumerate(draws)]
+        low, high = np.array(ends).T
+        covered = ((low <= truth) & (truth <= high)).mean()
+        # Four standard errors of the simulation, and a little for 80 problems not being infinitely many.
+        assert abs(covered - level) < 4 * math.sqrt(level * (1 - level) / 1000) + 0.01
+        misses = (truth < low).mean(), (truth > high).mean()
+        assert max(misses) < 2.5 * (1 - level) / 2
+
+
+def test_bootstrap_interval_by_its_definition():
+    # Efron (1987) for the mean, written out: resample by choosing indices, acceleration from the jackknife.
+    values = np.random.default_rng(3).gamma(1.0, size=40)
+    rng = np.random.default_rng(4)
+    means = np.array([rng.choice(values, 40).mean() for _ in range(40_000)])
+    jackknife = np.array([np.delete(values, i).mean() for i in range(40)])
+    centred = jackknife.mean() - jackknife
+    acceleration = (centred**3).sum() / (6 * (centred**2).sum() ** 1.5)
+    normal = NormalDist()
+    bias = normal.inv_cdf((means < values.mean()).mean())
+    expected = []
+    for quantile in (0.025, 0.975):
+        shifted = bias + normal.inv_cdf(quantile)
+        expected.append(np.quantile(means, normal.cdf(bias + shifted / (1 - acceleration * shifted))))
+    found = bootstrap_interval(values, num_resamples=40_000, seed=5)
+    np.testing.assert_allclose(found, expected, atol=0.02 * (expected[1] - expected[0]))
+
+
+def test_bootstrap_intervals_of_several_means_are_those_of_each():
+    values = np.random.default_rng(0).random((30, 3, 2))
+    low, high = bootstrap_interval(values, seed=1)
+    assert low.shape == high.shape == (3, 2)
+    for index in np.ndindex(3, 2):
+        alone = bootstrap_interval(values[(slice(None), *index)], seed=1)
+        np.testing.assert_allclose(alone, (low[index], high[index]), rtol=1e-12)
+    assert (low < values.mean(0)).all()
+    assert (values.mean(0) < high).all()
+
+
+def test_bootstrap_interval_where_all_problems_agree_and_what_it_refuses():
+    assert bootstrap_interval([0.1] * 7) == (pytest.approx(0.1), pytest.approx(0.1))
+    assert bootstrap_interval([0.3]) == (0.3, 0.3)
+    for values, level in (([], 0.95), ([1, math.nan], 0.95), (1.0, 0.95), ([1, 2], 1.0)):
+        with pytest.raises(ValueError, match="must"):
+            bootstrap_interval(values, level)

@@ -139,13 +139,15 @@ def test_gc_deletes_what_died_long_ago_and_nothing_else(store):
     never_committed = stray(store, "runs/run/labels/judge=x/step=000009/shard=000", 1e6)
     model = stray(store, "models/warm-start/0123456789abcdef", 1e6, attempt="fedcba9876543210")
     alive = stray(store, "runs/run/scores/scoring=own/step=000009", 10)
-    temporary = Path(store.root) / f"runs/run/scores/.manifest.json.{'0' * 32}"
-    temporary.write_bytes(b"{")
-    age(temporary, 1e6)
+    names = ("scores/.manifest.json", ".run.json", ".import.json")
+    temporary = [Path(store.root) / f"runs/run/{name}.{'0' * 32}" for name in names]
+    for path in temporary:
+        path.write_bytes(b"{")
+        age(path, 1e6)
     garbage = find_garbage(store, older_than_s=3600)
-    assert len(garbage) == 4
-    assert remove_garbage(store, garbage) == 3 * len(b"half") + 1
-    assert not any(path.exists() for path in (next_to_a_commit, never_committed, model, temporary))
+    assert len(garbage) == 6
+    assert remove_garbage(store, garbage) == 3 * len(b"half") + 3
+    assert not any(path.exists() for path in (next_to_a_commit, never_committed, model, *temporary))
     assert alive.exists()
     assert {path: path.read_bytes() for path in committed} == committed
     assert find_garbage(store, 3600) == []

@@ -30,7 +30,7 @@ _models: list[Path] = []
 def start(root, config=None, name="run"):
     """A run that is ready to train; the warm start, the same for all tests here, is trained once and copied."""
     config = config or parse_config(small_config()).runs(name)[name]
-    if _models:
+    if _models and not (Path(root) / "models").exists():
         shutil.copytree(_models[0], Path(root) / "models")
     warm_start.fn(root, config, warm_start_digest(config))
     _models.append(Path(root) / "models")

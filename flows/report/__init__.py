@@ -1,0 +1,125 @@
+"""The report of runs: what the catalog says of them, handed to polyepo.report, which makes the page.
+
+Every number comes from the SQL that the page shows beside it; intervals are bootstrapped from the rows it returns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows.report.curves import curves, judge_differences
+from flows.report.findings import findings
+from flows.report.heldout import HeldOut
+from flows.report.prompts import decoder, read_histories, read_problems, read_prompts
+from flows.report.source import Source
+from flows.summary import runs_named
+from polyepo.config import ConfigError
+from polyepo.report import Report, RunFacts, render
+from storage import open_store
+from storage.layout import check_name
+from tasks.run import Run, open_run
+
+
+class NothingToReportError(ConfigError):
+    """No step and no evaluation of the runs is committed yet."""
+
+
+def write_report(root: str, names: Sequence[str], output: Path) -> int:
+    """Write the report of runs (or of whole configurations: their arms) to a file; returns its size in bytes.
+
+    Raises:
+        ConfigError: there is no such run under the root, or none has taken a step or been evaluated.
+    """
+    page = render(assemble(root, names)).encode()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_bytes(page)
+    return len(page)
+
+
+def publish_report(root: str, title: str, runs: Sequence[str]) -> str:
+    """Put the report of runs beside them, under the title as its name; returns its address.
+
+    Reports are views: they are named by their content and never rewritten, and any of them can be deleted.
+    """
+    page = render(assemble(root, runs, title)).encode()
+    files = open_store(root).files
+    path = f"reports/{check_name('title', title)}/{hashlib.sha256(page).hexdigest()[:12]}.html"
+    files.create(path, page)
+    url = files.url(path)
+    return url if "://" in url else Path(url).as_uri()
+
+
+def assemble(root: str, names: Sequence[str], title: str | None = None) -> Report:
+    """Everything the report of these runs shows. Raises ConfigError as `write_report` does."""
+    runs = [open_run(root, run) for run in dict.fromkeys(run for name in names for run in runs_named(root, name))]
+    source = Source(root, runs)
+    if not source.rows("SELECT 1 FROM updates UNION ALL SELECT 1 FROM evals LIMIT 1"):
+        raise NothingToReportError(
+            f"run {' '.join(names)}: no step and no evaluation is committed yet, so there is no report"
+        )
+    facts = _facts(runs, source)
+    held_out = [HeldOut(source, benchmark) for benchmark in source.benchmarks]
+    prompts, coverage_note, sql = read_prompts(source)
+    shown = {prompt.problem_id for prompt in prompts}
+    histories, history_sql, history_note = read_histories(source, shown)
+    second = judge_differences(source)
+    figures = [
+        *curves(source),
+        *(figure for evaluation in held_out for figure in evaluation.figures()),
+        *second,
+    ]
+    table = held_out[0].table() if held_out else []
+    return Report(
+        title=title or ", ".join(names),
+        runs=facts,
+        findings=findings(source, facts, held_out),
+        policies=table,
+        policies_note=held_out[0].note if held_out else "",
+        policies_sql=held_out[0].sql if held_out else "",
+        figures=[figure for figure in figures if any(any(y is not None for y in s.y) for s in figure.series)],
+        problems=read_problems(source, shown),
+        prompts=prompts,
+        histories=histories,
+        coverage_note=coverage_note + history_note,
+        sql={"history": history_sql, **sql},
+        decode=decoder(runs[0]),
+    )
+
+
+def _facts(runs: Sequence[Run], source: Source) -> list[RunFacts]:
+    rows = source.rows("SELECT run, steps_done, state, code_version, config FROM runs")
+    by_name = {name: rest for name, *rest in rows}
+    facts = []
+    for run in runs:
+        steps_done, state, version, config = by_name[run.name]
+        facts.append(
+            RunFacts(
+                name=run.name,
+                label=source.label(run.name),
+                domain=run.config.domain.name,
+                judge=run.config.judge.judge_id,
+                scoring=_scoring(run),
+                seed=run.config.seed,
+                num_responses=run.config.sampling.num_responses,
+                steps=run.config.steps,
+                steps_done=steps_done,
+                finished=state == "finished",
+                code_version=version or "",
+                config=json.dumps(json.loads(config), indent=1),
+            )
+        )
+    return facts
+
+
+def _scoring(run: Run) -> str:
+    scoring, size = run.config.scoring, run.config.sampling.num_responses
+    if scoring.method == "grpo":
+        return "GRPO"
+    if scoring.method == "grpo_div":
+        return f"GRPO + {scoring.weight:g} × diversity"
+    name = {"polychromic": "Poly-EPO", "pass_at_n": "pass@n", "mean_reward": "mean reward"}[scoring.objective]
+    sets = "" if scoring.num_sets is None else f", K = {scoring.num_sets} sets"
+    return f"{name}, n = {scoring.set_size} of N = {size}{sets}"
