@@ -253,7 +253,7 @@ class VLLMSampler:
 
     async def _launch(self, client: httpx.AsyncClient, server: _Server, process: LaunchedServer) -> None:
         model = process.prepare()
-        self._policy.model.save_pretrained(model)
+        self._write_weights(model)
         self._policy.tokenizer.save_pretrained(model)
         process.start()
         server.url, server.tag = process.url, None
@@ -307,7 +307,7 @@ class VLLMSampler:
         folder = parent / tag
         if not folder.exists():
             self._written.add(folder)
-            self._policy.model.save_pretrained(folder)
+            self._write_weights(folder)
         reload = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
         loaded = await self._call(client, server, "POST", "/collective_rpc", reload, missing_ok=True)
         if loaded is None:
@@ -321,6 +321,21 @@ class VLLMSampler:
         else:
             raise SamplerError(f"{server.url} does not clear its prefix cache: does it serve someone else as well?")
         await self._call(client, server, "POST", "/update_weight_version", {"new_version": tag}, missing_ok=True)
+
+    def _write_weights(self, folder: Path) -> None:
+        model = self._policy.model
+        state = model.state_dict()
+        if self._unties:
+            head = model.get_output_embeddings().weight
+            for name, parameter in model.named_parameters(remove_duplicate=False):
+                if parameter is head:
+                    state[name] = state[name].clone()  # what shares its memory is written once
+        model.save_pretrained(folder, state_dict=state)
+
+    @property
+    def _unties(self) -> bool:
+        """On the CPU vLLM (0.32) packs an output head once: one tied to the embeddings would stay as it was."""
+        return self._policy.device.type == "cpu" and bool(self._policy.model.config.tie_word_embeddings)
 
     async def _verify(self, client: httpx.AsyncClient, server: _Server, prompt: Sequence[int]) -> None:
         """Compare a server's log-probabilities of what it samples with the trainer's."""
@@ -339,8 +354,9 @@ class VLLMSampler:
                 f"{server.url}: after the weights of version {self._policy.version} were loaded, log-probabilities of "
                 f"{len(ours)} probe tokens differ from the trainer's by {difference.mean():.2e} nats on average "
                 f"(at most {difference.max():.2e}); the limit is {limit:g} (sampler.max_mismatch). The server's "
-                "weights are stale or of another type (--dtype), its model is another one, or at a temperature other "
-                "than 1 it lacks --logprobs-mode processed_logprobs"
+                "weights are stale or of another type (--dtype), its model is another one, it lacks "
+                "--logprobs-mode processed_logprobs at a temperature other than 1, or "
+                """--hf-overrides '{"tie_word_embeddings": false}' on the CPU"""
             )
         _log.debug("%s: probe of version %d differs by %.1e", server.url, self._policy.version, difference.mean())
 
@@ -442,6 +458,7 @@ class VLLMSampler:
             "--max-model-len", str(self._context),
             "--logprobs-mode", "processed_logprobs",
             "--generation-config", "vllm",
+            *(["--hf-overrides", '{"tie_word_embeddings": false}'] if self._unties else []),
             *(["--enable-sleep-mode"] if self._config.sleep else []),
         ]  # fmt: skip
         return [_Server(process=LaunchedServer(self._config.launch, arguments))]
