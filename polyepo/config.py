@@ -122,8 +122,9 @@ class VLLMSampling(Section):
     name: Literal["vllm"]
     launch: VLLMLaunch | None = None
     base_urls: list[str] = []
-    """Servers that run already, such as http://gpu-2:8000, each with all of the policy; requests are spread by load.
-    They need VLLM_SERVER_DEV_MODE=1, whose endpoints only a private network may reach, and serve one run at a time."""
+    """Servers that run already, such as http://gpu-2:8000; requests are spread by load. Name each server, not what
+    balances loads between several: each is given the weights. They need VLLM_SERVER_DEV_MODE=1, whose endpoints only
+    a private network may reach, and serve one run at a time."""
     weights_dir: str | None = None
     """With base_urls: a folder that this machine and the servers see under the same path. Weights go through it."""
     served_model: str = "policy"

@@ -116,8 +116,10 @@ class VLLMSampler:
                 f"sampling.max_prompt_tokens {sampling.max_prompt_tokens} + max_response_tokens "
                 f"{sampling.max_response_tokens} exceed the {positions} positions of the model"
             )
-        key = json.dumps([config.model_dump(mode="json"), self._context, str(self._dtype)])
+        shape = [type(policy.model).__name__, policy.model.num_parameters(), self._context, str(self._dtype)]
+        key = json.dumps([config.model_dump(mode="json"), *shape])
         if key not in _fleets:
+            stop_servers()  # one fleet at a time: another run's server would keep its memory
             _fleets[key] = _Fleet(self._make_servers())
         self._fleet = _fleets[key]
         self._written: set[Path] = set()
@@ -298,8 +300,10 @@ class VLLMSampler:
             return True
         try:
             return await self._holds_weights(client, server, prompt)
-        except (_DownError, _FailedError):
+        except _DownError:
             return True
+        except _FailedError:  # what stands between may answer for a server that is being restarted
+            return False
 
     async def _load_weights(self, client: httpx.AsyncClient, server: _Server) -> None:
         """Give a server the policy's weights, and make it forget what it computed with others."""

@@ -44,7 +44,8 @@ def vllm_config(folder, args=(), **changes):
         "logs": str(folder / "logs"),
     }
     policy = {"warm_start": WARM_START, "device": "cpu", "num_threads": 1}
-    return small_config(policy=policy, sampler={"name": "vllm", "launch": launch}, **changes)
+    sampler = {"name": "vllm", "launch": launch, "concurrency": 1}
+    return small_config(policy=policy, sampler=sampler, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_a_server_that_is_killed_in_mid_step_is_restarted(run, monkeypatch):
     async def complete_then_kill(self, client, server, request):
         samples = await complete(self, client, server, request)
         done.append(request["seed"])
-        # After the verified weights' probe and two answers, with two more under way.
+        # After the probe of its weights and the answers to two prompts of four.
         if len(done) == 3:
             for pid in session(first):
                 if pid != first:
@@ -108,9 +109,7 @@ def test_a_server_that_is_killed_in_mid_step_is_restarted(run, monkeypatch):
         return samples
 
     monkeypatch.setattr(VLLMSampler, "_complete", complete_then_kill)
-    with monkeypatch.context() as patch:
-        patch.setattr(type(run.config.sampler), "concurrency", 1, raising=False)
-        sample.fn(run.store.root, run.name, 5, 0)
+    sample.fn(run.store.root, run.name, 5, 0)
     assert the_process()._supervisor.pid != first, "it was restarted"
     rows = run.store.read_table(run.key("rollouts", 5, 0)).to_pylist()
     assert len({(row["problem_id"], row["sample"]) for row in rows}) == len(rows) == 16
@@ -135,9 +134,15 @@ def test_a_head_that_stays_as_it_was_is_noticed(tmp_path):
     vllm.stop_servers()
     tied = ["--hf-overrides", '{"tie_word_embeddings": true}']
     run = start(str(tmp_path / "root"), parse_config(vllm_config(tmp_path, tied)).runs("run")["run"])
-    train(run, until=1)
+    policy = policy_at(run, 0)
+    sampler = VLLMSampler(policy, run.config.sampler, run.config.sampling)
+    sampler.sample([[3, 4, 5]], [[1, 2]])
+    forget()
+    with torch.no_grad():
+        policy.model.get_input_embeddings().weight.mul_(1.1)
+    policy.version += 1
     with pytest.raises(WeightsMismatchError, match=r"version 1 .*tie_word_embeddings"):
-        sample.fn(run.store.root, run.name, 2, 0)
+        sampler.sample([[3, 4, 5]], [[1, 2]])
     vllm.stop_servers()
 
 
