@@ -330,17 +330,13 @@ class VLLMSampler:
     def _write_weights(self, folder: Path) -> None:
         model = self._policy.model
         state = model.state_dict()
-        if self._unties:
+        if self._policy.device.type == "cpu":
+            # On the CPU vLLM (0.32) packs the output head, and renews it only if it comes by its own name, though it be
+            # tied to the embeddings. What shares its memory is written once, so here it must not.
             head = model.get_output_embeddings().weight
-            for name, parameter in model.named_parameters(remove_duplicate=False):
-                if parameter is head:
-                    state[name] = state[name].clone()  # what shares its memory is written once
+            names = {name for name, weight in model.named_parameters(remove_duplicate=False) if weight is head}
+            state |= {name: state[name].clone() for name in names}
         model.save_pretrained(folder, state_dict=state)
-
-    @property
-    def _unties(self) -> bool:
-        """On the CPU vLLM (0.32) packs an output head once: one tied to the embeddings would stay as it was."""
-        return self._policy.device.type == "cpu" and bool(self._policy.model.config.tie_word_embeddings)
 
     async def _verify(self, client: httpx.AsyncClient, server: _Server, prompt: Sequence[int]) -> None:
         """Compare a server's log-probabilities of what it samples with the trainer's."""
@@ -359,9 +355,8 @@ class VLLMSampler:
                 f"{server.url}: after the weights of version {self._policy.version} were loaded, log-probabilities of "
                 f"{len(ours)} probe tokens differ from the trainer's by {difference.mean():.2e} nats on average "
                 f"(at most {difference.max():.2e}); the limit is {limit:g} (sampler.max_mismatch). The server's "
-                "weights are stale or of another type (--dtype), its model is another one, it lacks "
-                "--logprobs-mode processed_logprobs at a temperature other than 1, or "
-                """--hf-overrides '{"tie_word_embeddings": false}' on the CPU"""
+                "weights are stale or of another type (--dtype), its model is another one, or at a temperature other "
+                "than 1 it lacks --logprobs-mode processed_logprobs"
             )
         _log.debug("%s: probe of version %d differs by %.1e", server.url, self._policy.version, difference.mean())
 
@@ -463,7 +458,6 @@ class VLLMSampler:
             "--max-model-len", str(self._context),
             "--logprobs-mode", "processed_logprobs",
             "--generation-config", "vllm",
-            *(["--hf-overrides", '{"tie_word_embeddings": false}'] if self._unties else []),
             *(["--enable-sleep-mode"] if self._config.sleep else []),
         ]  # fmt: skip
         return [_Server(process=LaunchedServer(self._config.launch, arguments))]

@@ -36,10 +36,10 @@ WARM_START = {
 }
 
 
-def vllm_config(folder, args=(), **changes):
+def vllm_config(folder, **changes):
     launch = {
         "python": PYTHON,
-        "args": ["--enforce-eager", *args],
+        "args": ["--enforce-eager"],
         "environment": {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"},
         "logs": str(folder / "logs"),
     }
@@ -129,21 +129,16 @@ def test_weights_that_are_no_numbers(run):
         VLLMSampler(policy, run.config.sampler, run.config.sampling).sample([[3, 4, 5]], [[1, 2]])
 
 
-def test_a_head_that_stays_as_it_was_is_noticed(tmp_path):
-    """vLLM 0.32 on the CPU does not renew a tied head. Once this fails, the sampler need not untie it any more."""
-    vllm.stop_servers()
-    tied = ["--hf-overrides", '{"tie_word_embeddings": true}']
-    run = start(str(tmp_path / "root"), parse_config(vllm_config(tmp_path, tied)).runs("run")["run"])
+def test_a_head_that_stays_as_it_was_is_noticed(run, monkeypatch):
+    """vLLM 0.32 on the CPU does not renew a head that is not written by its own name."""
     policy = policy_at(run, 0)
-    sampler = VLLMSampler(policy, run.config.sampler, run.config.sampling)
-    sampler.sample([[3, 4, 5]], [[1, 2]])
     forget()
+    sampler = VLLMSampler(policy, run.config.sampler, run.config.sampling)
+    monkeypatch.setattr(sampler, "_write_weights", policy.model.save_pretrained)
     with torch.no_grad():
         policy.model.get_input_embeddings().weight.mul_(1.1)
-    policy.version += 1
-    with pytest.raises(WeightsMismatchError, match=r"version 1 .*tie_word_embeddings"):
+    with pytest.raises(WeightsMismatchError, match=r"weights of version 0 .*differ"):
         sampler.sample([[3, 4, 5]], [[1, 2]])
-    vllm.stop_servers()
 
 
 RUN = """
