@@ -38,7 +38,7 @@ import json, sys, time
 from vllm import LLM, SamplingParams
 job = json.loads(sys.stdin.read())
 llm = LLM(model=job["model"], dtype=job["dtype"], max_model_len=job["context"], enforce_eager=True,
-          generation_config="vllm", enable_prefix_caching=True)
+          generation_config="vllm", enable_chunked_prefill=job["chunked_prefill"])
 def sample(seed):
     params = [SamplingParams(n=job["responses"], temperature=1.0, max_tokens=job["tokens"], logprobs=0,
                              seed=1000 * seed + i, stop_token_ids=job["eos"]) for i in range(len(job["prompts"]))]
@@ -128,23 +128,29 @@ def main() -> None:
     launch = VLLMLaunch(python=args.vllm_python, args=["--enforce-eager"], environment=ENVIRONMENT)
     served = VLLMSampler(policy, VLLMSampling(name="vllm", launch=launch), sampling)
     ours = TransformersSampler(policy, sampling)
-    found = {"sampler: vllm": rates(through(served, prompts, args.responses), args.repeats)}
-    stop_servers()
-    found["sampler: transformers"] = rates(through(ours, prompts, args.responses), args.repeats)
-    found["model.generate"] = rates(through_generate(policy, prompts, args.responses, args.tokens), args.repeats)
-    job = {
-        "model": str(model.absolute()), "dtype": args.dtype, "context": args.prompt_tokens + args.tokens,
-        "prompts": prompts, "responses": args.responses, "tokens": args.tokens, "repeats": args.repeats,
-        "eos": sorted(policy.eos_token_ids),
-    }  # fmt: skip
-    found["vLLM's LLM.generate"] = offline(args.vllm_python, job)
     parameters = sum(p.numel() for p in policy.model.parameters())
     print(
         f"{parameters / 1e6:.1f} M parameters, {args.dtype}, {policy.device.type}, {torch.get_num_threads()} threads; "
         f"{args.prompts} prompts of {args.prompt_tokens} tokens x {args.responses} responses of up to {args.tokens}"
     )
-    for name, values in found.items():
-        print(f"{name:24} {statistics.median(values):9,.0f} tokens/s  ({min(values):,.0f} to {max(values):,.0f})")
+    show("sampler: vllm", rates(through(served, prompts, args.responses), args.repeats))
+    stop_servers()
+    show("sampler: transformers", rates(through(ours, prompts, args.responses), args.repeats))
+    generate = through_generate(policy, prompts, args.responses, args.tokens)
+    show("model.generate", rates(generate, args.repeats))
+    job = {
+        "model": str(model.absolute()), "dtype": args.dtype, "context": args.prompt_tokens + args.tokens,
+        "prompts": prompts, "responses": args.responses, "tokens": args.tokens, "repeats": args.repeats,
+        "eos": sorted(policy.eos_token_ids), "chunked_prefill": policy.device.type != "cpu",
+    }  # fmt: skip
+    show("vLLM's LLM.generate", offline(args.vllm_python, job))
+
+
+def show(name: str, values: list[float]) -> None:
+    """One line: the median of some rates, and between what they lie."""
+    print(
+        f"{name:24} {statistics.median(values):9,.0f} tokens/s  ({min(values):,.0f} to {max(values):,.0f})", flush=True
+    )
 
 
 def offline(python: str, job: dict[str, object]) -> list[float]:

@@ -100,10 +100,10 @@ class LaunchedServer:
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def last_words(self) -> str:
-        """The errors that the server's log ends with, and where the rest is."""
-        lines = self.log.read_text(errors="replace").splitlines()
-        errors = [line for line in lines if re.search(r"\b\w*(Error|Exception): ", line)]
-        return "\n".join([*dict.fromkeys((errors or lines)[-6:]), f"(all of it: {self.log})"])
+        """The last different errors in the server's log, and where the rest is."""
+        text = self.log.read_text(errors="replace")
+        errors = dict.fromkeys(re.findall(r"\b\w*(?:Error|Exception): .*", text))
+        return "\n".join([*(list(errors) or text.splitlines())[-6:], f"(all of it: {self.log})"])
 
 
 def _free_port() -> int:

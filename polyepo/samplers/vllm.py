@@ -153,9 +153,9 @@ class VLLMSampler:
                 batch = _Round(deque(missing))
                 await self._work(client, servers, batch, prompts, seeds)
                 for server in servers:
-                    if not await self._held_weights(client, server, batch, prompts[0]):
-                        _log.warning("%s has other weights than it had: its samples are dropped", server.url)
-                        batch.drop(server)
+                    if doubt := await self._doubt(client, server, batch, prompts[0]):
+                        _log.warning("its samples are dropped: %s", doubt)
+                        batch.drop(server, doubt)
                 found |= {i: samples for i, (_, samples) in batch.done.items()}
                 for i in missing:
                     attempts[i] += i not in found
@@ -292,18 +292,19 @@ class VLLMSampler:
             return False
         return True
 
-    async def _held_weights(
+    async def _doubt(
         self, client: httpx.AsyncClient, server: _Server, batch: _Round, prompt: Sequence[int]
-    ) -> bool:
-        """Whether a server's samples of a round are the policy's: nobody gave it other weights meanwhile."""
+    ) -> str | None:
+        """Why a server's samples of a round may not be the policy's, if so: others may have changed its weights."""
         if server in batch.down:  # a restart breaks connections, and after that nothing was asked of it
-            return True
+            return None
         try:
-            return await self._holds_weights(client, server, prompt)
+            held = await self._holds_weights(client, server, prompt)
         except _DownError:
-            return True
-        except _FailedError:  # what stands between may answer for a server that is being restarted
-            return False
+            return None
+        except _FailedError as error:  # what stands between may answer for a server that is being restarted
+            return str(error)
+        return None if held else f"{server.url} has other weights than it was given"
 
     async def _load_weights(self, client: httpx.AsyncClient, server: _Server) -> None:
         """Give a server the policy's weights, and make it forget what it computed with others."""
@@ -459,6 +460,8 @@ class VLLMSampler:
             "--logprobs-mode", "processed_logprobs",
             "--generation-config", "vllm",
             *(["--enable-sleep-mode"] if self._config.sleep else []),
+            # On the CPU vLLM (0.32) dies of a seeded request whose prompt it takes in pieces.
+            *(["--no-enable-chunked-prefill"] if self._policy.device.type == "cpu" else []),
         ]  # fmt: skip
         return [_Server(process=LaunchedServer(self._config.launch, arguments))]
 
@@ -472,10 +475,10 @@ class _Round:
     down: list[_Server] = field(default_factory=list)
     last_failure: str = ""
 
-    def drop(self, server: _Server) -> None:
+    def drop(self, server: _Server, reason: str) -> None:
         """Forget what a server has sampled."""
         self.done = {i: (by, samples) for i, (by, samples) in self.done.items() if by is not server}
-        self.last_failure = f"{server.url} changed its weights"
+        self.last_failure = self.last_failure or reason
 
 
 def _message(answer: httpx.Response) -> str:
