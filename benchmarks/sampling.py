@@ -114,12 +114,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--threads", type=int, default=1, help="of torch; vLLM takes all cores but one")
     args = parser.parse_args()
     scratch = tempfile.TemporaryDirectory()
     model = args.model or Path(scratch.name)
     if not args.model:
         random_model(model)
-    policy = load_policy(model, PolicyConfig(model=str(model), dtype=args.dtype), UpdateConfig())
+    policy = load_policy(
+        model, PolicyConfig(model=str(model), dtype=args.dtype, num_threads=args.threads), UpdateConfig()
+    )
     shape = (args.prompts, args.prompt_tokens)
     prompts = np.random.default_rng(0).integers(3, policy.model.config.vocab_size, shape).tolist()
     sampling = SamplingConfig(
