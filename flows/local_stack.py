@@ -59,6 +59,8 @@ def environment() -> dict[str, str]:
         # A run should begin within a second of being asked for.
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_CLI_PROMPT": "false",
+        # What the library says, such as that it waits for a vLLM server, belongs into the run's log.
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "polyepo",
     }
     # prefect.yaml takes the project's folder from PWD, which a shell sets and `cd` in a program does not.
     return {**defaults, **os.environ, "PREFECT_API_URL": api_url(), "PWD": str(Path.cwd())}

@@ -17,6 +17,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from flows.progress import Progress, link_report, slug
 from flows.summary import markdown, summarize
 from polyepo.config import load_config
+from polyepo.samplers.vllm import stop_servers
 from tasks.evaluate import evaluate, evaluation_due
 from tasks.judge import judge
 from tasks.policy import check_prompts, checkpoint, warm_start, warm_start_digest
@@ -50,6 +51,7 @@ def train(config: str, run: str | None = None, root: str | None = None, settings
         check_prompts(arm)
     for arm in prepared.values():
         train_run(arm, progress)
+    stop_servers()  # if it ends otherwise, they end with this process
     progress.finish()
     link_report(root, run, list(prepared))
     if any(arm.config.evaluation for arm in prepared.values()):

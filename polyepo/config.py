@@ -96,6 +96,66 @@ class SamplingConfig(Section):
         return self
 
 
+class TransformersSampling(Section):
+    """Responses are sampled with the trainer's own model, in its process."""
+
+    name: Literal["transformers"] = "transformers"
+
+
+class VLLMLaunch(Section):
+    """A vLLM server of the run's own: on loopback, restarted when it dies, ended with the run."""
+
+    python: str
+    """The Python of an environment with vLLM; its pins clash with Prefect's."""
+    args: list[str] = []
+    """Further arguments of vLLM's API server. Model, name, dtype, context and address are given by the run."""
+    environment: dict[str, str] = {}
+    startup_s: float = Field(900, gt=0)
+    """Seconds it may take until it is ready."""
+    logs: str = ".polyepo/vllm"
+    """Folder of the servers' logs."""
+
+
+class VLLMSampling(Section):
+    """Responses are sampled by vLLM servers, launched by the run or running already."""
+
+    name: Literal["vllm"]
+    launch: VLLMLaunch | None = None
+    base_urls: list[str] = []
+    """Servers that run already, such as http://gpu-2:8000; requests are spread by load. Name each server, not what
+    balances loads between several: each is given the weights. They need VLLM_SERVER_DEV_MODE=1, whose endpoints only
+    a private network may reach, and serve one run at a time."""
+    weights_dir: str | None = None
+    """With base_urls: a folder that this machine and the servers see under the same path. Weights go through it."""
+    served_model: str = "policy"
+    """The servers' --served-model-name."""
+    concurrency: int = Field(64, ge=1)
+    """Requests (each of all responses to one prompt) under way at a server."""
+    request_s: float = Field(1800, gt=0)
+    """Seconds a request may take."""
+    wait_s: float = Field(600, gt=0)
+    """Seconds to wait for a server when none answers."""
+    max_mismatch: float | None = Field(None, gt=0)
+    """Largest mean difference in nats between the probe's log-probabilities and the trainer's after a refresh;
+    1e-4 for float32 weights and 0.05 for bfloat16 if not given."""
+    sleep: bool = False
+    """Put the servers to sleep after sampling and wake them before: they leave a shared GPU to the update."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> VLLMSampling:
+        if (self.launch is None) == (not self.base_urls):
+            raise ValueError("set exactly one of sampler.launch and sampler.base_urls")
+        for url in self.base_urls:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"base_urls: {url!r} must begin with http:// or https://")
+        if self.base_urls and not self.weights_dir:
+            raise ValueError("base_urls need weights_dir, a folder that this machine and the servers see")
+        return self
+
+
+AnySampling = Annotated[TransformersSampling | VLLMSampling, Field(discriminator="name")]
+
+
 class SetScoring(Section):
     """Marginal set advantages of a set objective (Poly-EPO)."""
 
@@ -191,6 +251,8 @@ class RunConfig(Section):
     domain: AnyDomain
     policy: PolicyConfig
     sampling: SamplingConfig = SamplingConfig()
+    sampler: AnySampling = Field(TransformersSampling(), exclude_if=lambda sampler: sampler.name == "transformers")
+    """Left out of the digest when it is the default, so that older runs keep theirs."""
     judge: AnyJudge
     scoring: AnyScoring = SetScoring()
     update: UpdateConfig = UpdateConfig()

@@ -10,8 +10,10 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from polyepo.config import RunConfig, VLLMSampling
 from polyepo.domains import Problem
 from polyepo.policy.model import Policy, encode_prompt
+from polyepo.samplers.base import Sampler
 from polyepo.samplers.transformers import TransformersSampler
 from polyepo.schemas import ROLLOUTS
 from polyepo.seeds import derive_seed
@@ -44,7 +46,7 @@ def sample_rows(
         [derive_seed(run.config.seed, purpose, step, problem.problem_id, i) for i in numbers] for problem in problems
     ]
     prompts = [encode_prompt(policy.tokenizer, problem) for problem in problems]
-    groups = TransformersSampler(policy, run.config.sampling).sample(prompts, seeds)
+    groups = _sampler(run.config, policy).sample(prompts, seeds)
     samples = [sample for group in groups for sample in group]
     texts = policy.tokenizer.batch_decode([s.token_ids for s in samples], skip_special_tokens=True)
     return [
@@ -62,7 +64,15 @@ def sample_rows(
             "top_p": 1.0,
             "seed": seeds[i // num_responses][i % num_responses],
             "policy_version": policy.version,
-            "sampler": "transformers",
+            "sampler": run.config.sampler.name,
         }
         for i, sampled in enumerate(samples)
     ]
+
+
+def _sampler(config: RunConfig, policy: Policy) -> Sampler:
+    if isinstance(config.sampler, VLLMSampling):
+        from polyepo.samplers.vllm import VLLMSampler
+
+        return VLLMSampler(policy, config.sampler, config.sampling)
+    return TransformersSampler(policy, config.sampling)

@@ -21,5 +21,5 @@ class Sampler(Protocol):
     """Anything that samples from the current policy."""
 
     def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> list[list[Sample]]:
-        """For each prompt, one sample per seed; a sample depends on its own prompt and seed alone."""
+        """For each prompt, one sample per seed; a sample depends on its own prompt and that prompt's seeds alone."""
         ...

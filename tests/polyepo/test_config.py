@@ -37,6 +37,10 @@ def test_shipped_configs_are_valid(path):
         ({"domain": {"name": "polynomial", "heldout_fraction": 1.5}}, "heldout_fraction"),
         ({"domain": {"name": "maths", "path": "x.jsonl"}}, "needs a domain with demonstrations"),
         ({"judge": {"name": "oracle"}}, "judge"),
+        ({"sampler": {"name": "vllm"}}, "exactly one of sampler.launch and sampler.base_urls"),
+        ({"sampler": {"name": "vllm", "base_urls": ["gpu:8000"]}}, "'gpu:8000' must begin with http://"),
+        ({"sampler": {"name": "vllm", "base_urls": ["http://gpu:8000"]}}, "base_urls need weights_dir"),
+        ({"sampler": {"name": "vllm", "launch": {}}}, r"sampler\.vllm\.launch\.python: Field required"),
         ({"arms": {"a/b": {}}}, "arms: name 'a/b'"),
         ({"arms": {"a": {"scoring": {"method": "poly_epo", "set_size": 9}}}}, "set_size"),
     ],
@@ -76,6 +80,16 @@ def test_settings_replace_the_files(tmp_path):
         load_config(path, {"update.ler": 1})
     with pytest.raises(ConfigError, match="'steps' is no section"):
         load_config(path, {"steps.x": 1})
+
+
+def test_the_default_sampler_is_not_part_of_a_digest():
+    run = parse_config(small_config()).runs("r")["r"]
+    assert "sampler" not in run.model_dump(mode="json")
+    assert parse_config(small_config(sampler={"name": "transformers"})).runs("r")["r"].digest == run.digest
+    launched = {"name": "vllm", "launch": {"python": "python"}}
+    other = parse_config(small_config(sampler=launched)).runs("r")["r"]
+    assert other.digest != run.digest
+    assert parse_config(other.model_dump(mode="json")).runs("r")["r"] == other
 
 
 def test_differences_show_what_changed():

@@ -1,0 +1,40 @@
+"""Runs a server so that it never outlives the run, however that ends: `python -I supervisor.py SCRATCH COMMAND...`
+
+It starts as the leader of a session of its own, with the server and all that the server starts in it. The run holds the
+other end of our standard input: when the run ends, by SIGKILL too, the pipe closes. Standard library alone: it loads in
+milliseconds and stays small.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+
+_GRACE_S = 10.0
+
+
+def main(scratch: str, *command: str) -> None:
+    """Run the command inside `scratch` until it ends or the parent does; then end the session and delete `scratch`."""
+    parent = os.getppid()
+    # A handler, not SIG_IGN, which the server would inherit.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    server = subprocess.Popen(command, cwd=scratch, stdin=subprocess.DEVNULL)
+    # A worker that the run forked may hold the pipe open beyond the run's death: the parent's id tells as well.
+    while server.poll() is None and os.getppid() == parent:
+        if select.select([sys.stdin], [], [], 0.5)[0]:
+            break
+    os.killpg(0, signal.SIGTERM)
+    try:
+        server.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        print(f"the server did not end within {_GRACE_S:.0f} s of SIGTERM: SIGKILL", file=sys.stderr)
+    shutil.rmtree(scratch, ignore_errors=True)
+    os.killpg(0, signal.SIGKILL)  # this process included
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
