@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import stamina
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -29,6 +30,11 @@ _GONE_SECONDS = 15.0
 _WORKER_RESTARTS = 2
 
 
+class _BusyError(local_stack.StackError):
+    """The server has no time: its database is locked for longer than it waits."""
+
+
+@stamina.retry(on=_BusyError, attempts=None, timeout=_SILENCE_SECONDS, wait_initial=2.0, wait_max=15.0)
 def run_deployment(deployment: str, parameters: dict[str, Any]) -> str:
     """Issue `prefect deployment run`; returns the flow run's id. Raises StackError with its output if it fails."""
     command = [sys.executable, "-m", "prefect", "deployment", "run", deployment]
@@ -45,7 +51,8 @@ def run_deployment(deployment: str, parameters: dict[str, Any]) -> str:
     )
     found = _UUID.search(done.stdout)
     if done.returncode or not found:
-        raise local_stack.StackError(f"prefect deployment run {deployment} failed:\n{done.stdout}{done.stderr}")
+        error = _BusyError if "503 Service Unavailable" in done.stdout + done.stderr else local_stack.StackError
+        raise error(f"prefect deployment run {deployment} failed:\n{done.stdout}{done.stderr}")
     return found.group()
 
 

@@ -59,6 +59,8 @@ def environment() -> dict[str, str]:
         # A run should begin within a second of being asked for.
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_CLI_PROMPT": "false",
+        # A feed of some events for each of thousands of task runs takes half a core, and locks the database.
+        "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
         # What the library says, such as that it waits for a vLLM server, belongs into the run's log.
         "PREFECT_LOGGING_EXTRA_LOGGERS": "polyepo",
     }
