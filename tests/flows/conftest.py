@@ -1,6 +1,7 @@
 """A real Prefect server, flows as processes of their own, and one finished run that tests look at."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -71,4 +72,12 @@ def finish(process):
 def undisturbed(server, config, tmp_path_factory):
     root = tmp_path_factory.mktemp("undisturbed")
     finish(start_flow(server, config, root))
+    return open_run(str(root), "run")
+
+
+@pytest.fixture
+def run(undisturbed, tmp_path):
+    """A copy of the finished run, to add to."""
+    root = tmp_path / "root"
+    shutil.copytree(undisturbed.store.root, root)
     return open_run(str(root), "run")

@@ -3,7 +3,6 @@
 import csv
 import json
 import random
-import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,20 +20,11 @@ from polyepo.judges.sheet import response_id
 from polyepo.metrics import adjusted_rand_index, rank_correlation
 from tasks.replay import counterfactual, replay_policy
 from tasks.rescore import choose_scoring, choose_steps, choose_verifier
-from tasks.run import open_run
 from tests.flows.conftest import STEPS, finish, start
 
 pytestmark = pytest.mark.slow
 
 ANSWER = "configs/judges/answer.yaml"
-
-
-@pytest.fixture
-def run(undisturbed, tmp_path):
-    """A copy of the finished run, to add to."""
-    root = tmp_path / "root"
-    shutil.copytree(undisturbed.store.root, root)
-    return open_run(str(root), "run")
 
 
 def rescore(server, run, **parameters):
