@@ -24,8 +24,8 @@ paper-synthetic: .venv/installed ## The paper's synthetic domains in kind: four 
 	@$(BIN)/polyepo experiment configs/experiments/polynomial.yaml
 	@$(BIN)/polyepo experiment configs/experiments/multiplication.yaml
 
-test: .venv/installed ## Run all tests
-	@$(BIN)/pytest
+test: .venv/installed ## Run all tests, two files at a time
+	@$(BIN)/pytest -n 2 --dist loadfile
 
 test-fast: .venv/installed ## Run the tests that start no servers and kill no processes
 	@$(BIN)/pytest -m "not slow"

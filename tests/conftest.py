@@ -19,13 +19,17 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+_OF_SESSION: dict[str, str] = {}
+"""Variables that session fixtures set, whichever test asked for them first."""
+
+
 @pytest.fixture(autouse=True)
 def environment():
     """What a test does to the environment (commands set defaults for their own process) ends with it."""
     saved = dict(os.environ)
     yield
     os.environ.clear()
-    os.environ.update(saved)
+    os.environ.update(saved | _OF_SESSION)
 
 
 @pytest.fixture(scope="session")
@@ -80,9 +84,10 @@ def s3():
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
-    saved = dict(os.environ)
-    os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_ENDPOINT_URL_S3": url,
-                   "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
+    _OF_SESSION.update(
+        AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test", AWS_ENDPOINT_URL_S3=url, AWS_DEFAULT_REGION="us-east-1"
+    )
+    os.environ.update(_OF_SESSION)
     for _ in range(300):
         try:
             urllib.request.urlopen(url, timeout=1)
@@ -95,5 +100,6 @@ def s3():
     yield "s3://bucket"
     server.terminate()
     server.wait()
-    os.environ.clear()
-    os.environ.update(saved)
+    for name in _OF_SESSION:
+        os.environ.pop(name, None)
+    _OF_SESSION.clear()
