@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from polyepo.advantages import MAX_ENUMERATED_SETS
 from polyepo.domains import AnyDomain, Domain
@@ -61,6 +61,9 @@ class PolicyConfig(Section):
     """A Hugging Face causal language model: a local directory, or a hub id."""
     warm_start: WarmStart | None = None
     trust_remote_code: bool = False
+    chat_template_kwargs: dict[str, bool | int | float | str] = Field({}, exclude_if=lambda kwargs: not kwargs)
+    """Further variables of the tokenizer's chat template, such as {enable_thinking: false}, for prompts that are chat
+    messages."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights that are updated. bfloat16 rounds most updates of a small learning rate away."""
     device: str = "auto"
@@ -73,6 +76,14 @@ class PolicyConfig(Section):
         if (self.model is None) == (self.warm_start is None):
             raise ValueError("set exactly one of policy.model (a directory or hub id) and policy.warm_start")
         return self
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _kwargs_are_the_templates(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        ours = {"messages", "add_generation_prompt", "continue_final_message", "tokenize", "return_dict"}
+        if taken := ours & set(kwargs):
+            raise ValueError(f"{min(taken)!r} cannot be set: the sampler does")
+        return kwargs
 
 
 class SamplingConfig(Section):

@@ -19,7 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from polyepo.config import ConfigError, EvaluationConfig, PolicyConfig, RunConfig, SamplingConfig, load_config
 from polyepo.domains import Domain, Maths, Problem
 from polyepo.judges import AnswerJudge, AnyJudge, CallLog, Group, Judge, Label, ProgramJudge
-from polyepo.policy.model import encode_prompt
+from polyepo.policy.model import check_prompt_tokens
 from polyepo.schemas import EVALS
 from storage import ArtifactKey, open_store
 from storage.layout import check_name
@@ -206,13 +206,7 @@ def add_benchmark(run: Run, benchmark: str, step: int) -> Benchmark:
     except ValueError as error:
         raise ConfigError(f"benchmark {benchmark!r}: {error}") from None
     problems.sort(key=lambda problem: problem.problem_id)
-    tokenizer, limit = policy_at(run, step).tokenizer, run.config.sampling.max_prompt_tokens
-    for problem in problems:
-        if not 0 < (length := len(encode_prompt(tokenizer, problem))) <= limit:
-            raise ConfigError(
-                f"benchmark {benchmark!r}: the prompt of problem {problem.problem_id!r} has {length} tokens; "
-                f"it must have between 1 and sampling.max_prompt_tokens {limit}"
-            )
+    check_prompt_tokens(policy_at(run, step), problems, run.config.sampling, f"benchmark {benchmark!r}")
     commit_problems(run.store, run.name, [(name, p) for p in problems], run.provenance(None), benchmark=name)
     found = open_benchmark(run, name)
     if list(found.problems) != problems:

@@ -10,10 +10,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from polyepo.domains.base import Domain, Problem, Prompt, Split, Strategy, Verdict
+from polyepo.domains.base import Problem, Prompt, Split, Strategy, Verdict
 from polyepo.domains.equivalence import EquivalencePool
+from polyepo.domains.prompted import Prompted
 from polyepo.domains.text import split_problems
 
 _PROBLEM_COLUMNS = ("problem", "question", "prompt")
@@ -26,7 +27,7 @@ _NUMBER = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?")
 _GSM8K_ANSWER = re.compile(r"####[ \t]*([^\n]+)")
 
 
-class Maths(Domain):
+class Maths(Prompted):
     r"""Problems from a JSONL or Parquet file; GSM8K, MATH-500 and verl's layout load without edits.
 
     The answer is read from \boxed{...}, else from an "Answer: ..." or "#### ..." line; responses that give two
@@ -42,19 +43,14 @@ class Maths(Domain):
     answer_column: str | None = None
     id_column: str | None = None
     template: str = "{problem}\nReason step by step and put the final answer in \\boxed{}.\n"
-    """Text around each problem: {problem} is replaced, other braces stay."""
+    """Text around each problem: {problem} is replaced, other braces stay. Problems that are chat messages are
+    asked as they are."""
     heldout_fraction: float = Field(0.1, gt=0, lt=1)
     split_seed: int = 0
     num_workers: int = Field(2, ge=1)
     """Processes that compare answers."""
     timeout_s: float = Field(5.0, gt=0)
     """Seconds after which a comparison is stopped and counts as unequal."""
-
-    @model_validator(mode="after")
-    def _template_holds_problem(self) -> Maths:
-        if self.template.count("{problem}") != 1:
-            raise ValueError(f"template must contain {{problem}} exactly once, but is {self.template!r}")
-        return self
 
     def problems(self, split: Split) -> list[Problem]:
         """The problems of a split. Raises ValueError naming file and row if one cannot be used."""
@@ -125,7 +121,7 @@ class Maths(Domain):
             raise ValueError(f"{where}: the id is empty, column {id_column!r} must hold text or a number")
         prompt: Prompt
         if isinstance(text, str) and text.strip():
-            prompt = self.template.replace("{problem}", text)
+            prompt = self.put(text)
         elif (
             isinstance(text, list)
             and text
