@@ -167,7 +167,23 @@ class VLLMSampling(Section):
 AnySampling = Annotated[TransformersSampling | VLLMSampling, Field(discriminator="name")]
 
 
-class SetScoring(Section):
+class OverlongPenalty(Section):
+    """The soft overlong punishment of DAPO (arXiv 2503.14476): long responses lose reward before sets are scored.
+
+    Up to max_response_tokens - buffer_tokens nothing; from there on linearly, `factor` at max_response_tokens.
+    """
+
+    buffer_tokens: int = Field(ge=1)
+    factor: float = Field(1.0, gt=0)
+
+
+class AnyMethod(Section):
+    """What every scoring has."""
+
+    overlong_penalty: OverlongPenalty | None = Field(None, exclude_if=lambda penalty: penalty is None)
+
+
+class SetScoring(AnyMethod):
     """Marginal set advantages of a set objective (Poly-EPO)."""
 
     method: Literal["poly_epo"] = "poly_epo"
@@ -187,13 +203,13 @@ class SetScoring(Section):
         return PassAtN() if self.objective == "pass_at_n" else MeanReward()
 
 
-class GRPOScoring(Section):
+class GRPOScoring(AnyMethod):
     """A_i = r_i - mean r."""
 
     method: Literal["grpo"]
 
 
-class GRPODivScoring(Section):
+class GRPODivScoring(AnyMethod):
     """A_i = z_i - mean z, with z_i = r_i + weight * d_i: an additive diversity bonus per response."""
 
     method: Literal["grpo_div"]
@@ -228,6 +244,9 @@ class UpdateConfig(Section):
     clip_high: float = Field(0.28, ge=0)
     loss_norm: Literal["constant", "response", "token"] = "constant"
     """Token losses are divided by: max_response_tokens (Dr.GRPO), the response's length (GRPO) or all tokens (DAPO)."""
+    overlong_filtering: bool = Field(False, exclude_if=lambda filtering: not filtering)
+    """Leave truncated responses out of the loss and of all that it is divided by (DAPO). They count in the advantages
+    of their prompt; `scoring.overlong_penalty` changes rewards instead."""
     prompts_per_minibatch: int | None = Field(None, ge=1)
     """Prompts per optimizer step; all of the batch if not given."""
     epochs: int = Field(1, ge=1)
@@ -278,8 +297,7 @@ class RunConfig(Section):
                 f"update.prompts_per_minibatch {update.prompts_per_minibatch} must not exceed "
                 f"sampling.prompts_per_step {sampling.prompts_per_step}"
             )
-        if isinstance(self.scoring, SetScoring):
-            check_sets(self.scoring, sampling.num_responses)
+        check_scoring(self.scoring, sampling)
         if self.policy.warm_start and not hasattr(self.domain, "demonstration"):
             raise ValueError(
                 f"policy.warm_start needs a domain with demonstrations, and {self.domain.name!r} has none: "
@@ -393,7 +411,19 @@ def _explain(error: Any) -> str:
     return f"  {where}: {message}{shown}"
 
 
-def check_sets(scoring: SetScoring, num_responses: int) -> None:
+def check_scoring(scoring: Scoring, sampling: SamplingConfig) -> None:
+    """Raise ValueError if responses that are sampled so cannot be scored so."""
+    penalty, limit = scoring.overlong_penalty, sampling.max_response_tokens
+    if penalty and penalty.buffer_tokens > limit:
+        raise ValueError(
+            f"scoring.overlong_penalty.buffer_tokens {penalty.buffer_tokens} must not exceed "
+            f"sampling.max_response_tokens {limit}"
+        )
+    if isinstance(scoring, SetScoring):
+        _check_sets(scoring, sampling.num_responses)
+
+
+def _check_sets(scoring: SetScoring, num_responses: int) -> None:
     """Raise ValueError if sets of n, or K of them, cannot be drawn from N responses."""
     if scoring.set_size > num_responses:
         raise ValueError(

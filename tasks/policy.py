@@ -95,14 +95,16 @@ def training_batch(run: Run, step: int, scoring_id: str | None = None) -> Batch:
     row_of = {key: row for row, key in enumerate(zip(problem_ids, samples, strict=True))}
     prompts: list[list[int]] = [[]] * len(row_of)
     responses, logprobs = list(prompts), [np.empty(0, np.float32)] * len(row_of)
-    columns = ["problem_id", "sample", "prompt_token_ids", "response_token_ids", "sampler_logprobs"]
+    truncated = np.zeros(len(row_of), dtype=bool)
+    columns = ["problem_id", "sample", "prompt_token_ids", "response_token_ids", "sampler_logprobs", "finish_reason"]
     for shard in range(run.config.sampling.shards):
         rollouts = run.store.read_table(run.key("rollouts", step, shard), columns=columns)
         values = (rollouts[name].to_pylist() for name in columns)
-        for problem_id, sample, prompt, response, logprob in zip(*values, strict=True):
+        for problem_id, sample, prompt, response, logprob, reason in zip(*values, strict=True):
             row = row_of[(problem_id, sample)]
             prompts[row], responses[row], logprobs[row] = prompt, response, np.array(logprob, np.float32)
-    return Batch(problem_ids, prompts, responses, logprobs, scores["advantage"].to_numpy())
+            truncated[row] = reason == "length"
+    return Batch(problem_ids, prompts, responses, logprobs, scores["advantage"].to_numpy(), truncated)
 
 
 @task(name="checkpoint", task_run_name="checkpoint {name} {step}", cache_policy=NO_CACHE, persist_result=False)

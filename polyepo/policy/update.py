@@ -28,6 +28,8 @@ class Batch:
     responses: Sequence[Sequence[int]]
     sampler_logprobs: Sequence[np.ndarray]
     advantages: np.ndarray
+    truncated: np.ndarray
+    """Whether a response was cut off at the limit, (R,)."""
 
     def select(self, rows: np.ndarray) -> Batch:
         """The given rows, in that order."""
@@ -37,6 +39,7 @@ class Batch:
             [self.responses[r] for r in rows],
             [self.sampler_logprobs[r] for r in rows],
             self.advantages[rows],
+            self.truncated[rows],
         )
 
     def micro_batches(self, budget: int) -> list[np.ndarray]:
@@ -162,6 +165,8 @@ def _accumulate_gradients(
     sampling: SamplingConfig,
 ) -> tuple[float, float, int]:
     """Backward passes over one minibatch; returns its loss, its clipped tokens and the tokens that took part."""
+    if config.overlong_filtering:
+        rows = rows[~batch.truncated[rows]]
     minibatch = batch.select(rows)
     num_tokens = sum(map(len, minibatch.responses))
     silent = _problems_without_signal(minibatch)

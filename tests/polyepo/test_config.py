@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from polyepo.config import ConfigError, differences, load_config, parse_config
+from polyepo.config import ConfigError, differences, digest, load_config, parse_config
+from polyepo.domains import Maths
 from tests.conftest import small_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -36,6 +37,10 @@ def test_shipped_configs_are_valid(path):
         ({"evaluation": {"num_samples": 4, "k": [5]}}, "k 5 must lie between 1 and num_samples 4"),
         ({"domain": {"name": "polynomial", "heldout_fraction": 1.5}}, "heldout_fraction"),
         ({"domain": {"name": "maths", "path": "x.jsonl"}}, "needs a domain with demonstrations"),
+        (
+            {"scoring": {"method": "grpo", "overlong_penalty": {"buffer_tokens": 9}}},
+            r"overlong_penalty\.buffer_tokens 9 must not exceed sampling\.max_response_tokens 8",
+        ),
         ({"judge": {"name": "oracle"}}, "judge"),
         ({"sampler": {"name": "vllm"}}, "exactly one of sampler.launch and sampler.base_urls"),
         ({"sampler": {"name": "vllm", "base_urls": ["gpu:8000"]}}, "'gpu:8000' must begin with http://"),
@@ -90,6 +95,19 @@ def test_the_default_sampler_is_not_part_of_a_digest():
     other = parse_config(small_config(sampler=launched)).runs("r")["r"]
     assert other.digest != run.digest
     assert parse_config(other.model_dump(mode="json")).runs("r")["r"] == other
+
+
+def test_older_runs_keep_their_digests():
+    """What was added since has defaults that are no part of a configuration's record."""
+    (run,) = load_config(CONFIGS[0].parent / "game24.yaml").runs("r").values()
+    assert run.digest == "8134a456ac1d115a9126bafeaddb254698c4859a2fa0e8f620bb080354177198"
+    assert run.scoring_id == "poly_epo-ddb090a5"
+    arms = load_config(CONFIGS[0].parent / "quickstart.yaml").runs("q")
+    assert arms["q-grpo"].digest == "4bec429958a98cf48bc7043a5555ead13f5c8de83539c6f4efa5b956b66b3bb0"
+    assert arms["q-grpo-div"].digest == "dede096ee090fe9ee3b8e5f40edb533b868d98edaa7893937130940023f9e029"
+    assert arms["q-poly-epo"].digest == "d616f7a6776514e3291c087f3401b2988860f2febd84b9a3d922361905836090"
+    maths = digest(Maths(path="x.jsonl").model_dump(mode="json"))
+    assert maths == "38b19101829b171716f8e32de850fc9a0dccb97dc2726dde83d8d7826a3fb35e"
 
 
 def test_differences_show_what_changed():

@@ -145,6 +145,7 @@ def test_padding_of_the_vocabulary_is_in_no_softmax(tmp_path):
         [s.token_ids for s in samples],
         [s.logprobs for s in samples],
         np.random.default_rng(0).standard_normal(len(samples)),
+        np.array([s.finish_reason == "length" for s in samples]),
     )
     before = policy.model.get_output_embeddings().weight.detach().clone()
     metrics = update(policy, batch, UpdateConfig(lr=1e-2), SamplingConfig(max_response_tokens=24), seed=0)
