@@ -229,7 +229,11 @@ def test_long_responses_lose_reward_before_sets_are_scored(tmp_path):
 
 
 def test_truncated_responses_are_left_out_of_the_update(undisturbed, tmp_path):
-    changes = {"update": {"overlong_filtering": True}, "sampling": {"max_response_tokens": 6, "temperature": 2.0}}
+    changes = {
+        "update": {"overlong_filtering": True},
+        "sampling": {"max_response_tokens": 6, "temperature": 3.0},
+        "scoring": {"method": "grpo", "overlong_penalty": {"buffer_tokens": 6}},  # all have an advantage
+    }
     run = start(str(tmp_path), parse_config(small_config(**changes)).runs("run")["run"])
     train(run, until=1)
     batch = policies.training_batch(run, 1)
