@@ -23,6 +23,7 @@ from tasks.evaluate import (
     choose_judge,
     choose_step,
     evaluate_shard,
+    leakage,
     missing_shards,
     model_run,
 )
@@ -70,6 +71,8 @@ def evaluate(
     opened = open_run(root, run) if run else model_run(root, str(model), benchmark, config, settings)
     chosen_step = choose_step(opened, step)
     problems = add_benchmark(opened, benchmark, chosen_step)
+    if run and (warning := leakage(opened, problems)):
+        get_run_logger().warning("%s", warning)
     chosen_judge = choose_judge(opened, problems, chosen_step, wanted)
     title = f"{opened.name}-{problems.name}"
     shards = missing_shards(opened, problems.name, chosen_step, num_samples)

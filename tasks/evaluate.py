@@ -18,6 +18,7 @@ from prefect.cache_policies import NO_CACHE
 
 from polyepo.config import ConfigError, EvaluationConfig, PolicyConfig, RunConfig, SamplingConfig, load_config
 from polyepo.domains import Domain, Maths, Problem
+from polyepo.domains.leakage import leaks
 from polyepo.judges import AnswerJudge, AnyJudge, CallLog, Group, Judge, Label, ProgramJudge
 from polyepo.policy.model import check_prompt_tokens
 from polyepo.schemas import EVALS
@@ -217,6 +218,18 @@ def add_benchmark(run: Run, benchmark: str, step: int) -> Benchmark:
     return found
 
 
+def leakage(run: Run, benchmark: Benchmark) -> str | None:
+    """What to say if the run was trained on problems of a benchmark; None if it was not."""
+    leaked = leaks(run.split("train"), benchmark.problems)
+    if not leaked:
+        return None
+    trained, evaluated = leaked[0]
+    return (
+        f"{len(leaked)} of {len(benchmark.problems)} problems of {benchmark.name} are training problems of {run.name}, "
+        f"such as {evaluated!r}, which is {trained!r}: the policy has seen them"
+    )
+
+
 def benchmark_name(benchmark: str) -> str:
     """A benchmark's name in the store: `heldout`, or the name of the file. Raises ConfigError if it cannot be one."""
     if benchmark == HELDOUT:
@@ -237,7 +250,7 @@ def benchmark_name(benchmark: str) -> str:
 def _maths(config: RunConfig, path: str) -> Maths:
     """The run's own way with mathematics, if it has one, on another file."""
     if isinstance(config.domain, Maths):
-        return config.domain.model_copy(update={"path": path, "heldout_path": None})
+        return config.domain.of_file(path)
     return Maths(path=path)
 
 

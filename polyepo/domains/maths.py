@@ -7,13 +7,14 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from polyepo.domains.base import Problem, Prompt, Split, Strategy, Verdict
+from polyepo.domains.dataset import ColumnFilter, read_rows, value_at
 from polyepo.domains.equivalence import EquivalencePool
+from polyepo.domains.leakage import leaks
 from polyepo.domains.prompted import Prompted
 from polyepo.domains.text import split_problems
 
@@ -37,8 +38,20 @@ class Maths(Prompted):
 
     name: Literal["maths"] = "maths"
     path: str
+    """JSONL or Parquet file; or, with the `datasets` library, what it loads: a hub id, a folder."""
+    subset: str | None = Field(None, exclude_if=lambda subset: subset is None)
+    """Of a data set that has several, such as "main" of openai/gsm8k."""
+    split: str | None = Field(None, exclude_if=lambda split: split is None)
+    """Of a data set; "train" if not given."""
     heldout_path: str | None = None
-    """File of held-out problems; a share of `path` if not given."""
+    """Held-out problems, as `path`; a share of `path` if neither this nor `heldout_split` is given."""
+    heldout_subset: str | None = Field(None, exclude_if=lambda subset: subset is None)
+    heldout_split: str | None = Field(None, exclude_if=lambda split: split is None)
+    """Of `heldout_path`, or of `path` if there is none."""
+    filters: dict[str, ColumnFilter] = Field({}, exclude_if=lambda filters: not filters)
+    """Problems of `path` that stay, by column: {level: {min: 3}} or {subject: {values: [Algebra]}}."""
+    leakage: Literal["refuse", "drop"] = Field("refuse", exclude_if=lambda leakage: leakage == "refuse")
+    """Training problems whose text is that of a held-out one: refuse to start, or leave them out of training."""
     problem_column: str | None = None
     answer_column: str | None = None
     id_column: str | None = None
@@ -54,16 +67,34 @@ class Maths(Prompted):
 
     def problems(self, split: Split) -> list[Problem]:
         """The problems of a split. Raises ValueError naming file and row if one cannot be used."""
-        problems = self._read(self.path)
-        if self.heldout_path is None:
-            return split_problems(problems, split, self.heldout_fraction, self.split_seed)
-        heldout = self._read(self.heldout_path)
+        train, heldout = self._splits()
+        if split == "heldout":
+            return heldout
+        leaked = {trained for trained, _ in leaks(train, heldout)} if self.leakage == "drop" else set()
+        return [problem for problem in train if problem.problem_id not in leaked]
+
+    def of_file(self, path: str) -> Maths:
+        """The same way with all problems of another file."""
+        ours = {"heldout_path", "subset", "split", "heldout_subset", "heldout_split", "filters", "leakage"}
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in ours} | {"path": path})
+
+    def _splits(self) -> tuple[list[Problem], list[Problem]]:
+        problems = self._read(self.path, self.subset, self.split, self.filters)
+        if self.heldout_path is None and self.heldout_split is None:
+            train, heldout = (
+                split_problems(problems, split, self.heldout_fraction, self.split_seed)
+                for split in ("train", "heldout")
+            )
+            return train, heldout
+        path = self.heldout_path or self.path
+        subset = self.heldout_subset if self.heldout_path else self.heldout_subset or self.subset
+        heldout = self._read(path, subset, self.heldout_split, {})
         if common := {p.problem_id for p in problems} & {p.problem_id for p in heldout}:
             raise ValueError(
-                f"domain.heldout_path {self.heldout_path!r} shares {len(common)} problem_ids with domain.path "
+                f"domain.heldout_path {path!r} shares {len(common)} problem_ids with domain.path "
                 f"{self.path!r}, such as {min(common)!r}; the two files must hold different problems"
             )
-        return heldout if split == "heldout" else problems
+        return problems, heldout
 
     def imported(self, problem_id: str, prompt: Prompt, answer: str | None) -> Problem:
         """The prompt as it was; the answer as the data sets of `path` write it."""
@@ -91,14 +122,19 @@ class Maths(Prompted):
         answer = final_answer(response)
         return None if answer is None else Strategy("final answer", "".join(answer.split()))
 
-    def _read(self, path: str) -> list[Problem]:
-        rows = _rows(path)
+    def _read(
+        self, path: str, subset: str | None, split: str | None, filters: dict[str, ColumnFilter]
+    ) -> list[Problem]:
+        rows = read_rows(path, subset, split)
         if not rows:
             raise ValueError(f"domain.path {path!r} holds no problems")
         id_column = self.id_column or _unique_column(rows)
-        problems = [self._problem(path, number, row, id_column) for number, row in enumerate(rows, start=1)]
+        numbered = [(n, row) for n, row in enumerate(rows, start=1) if _stays(row, filters, f"{path!r}, row {n}")]
+        if not numbered:
+            raise ValueError(f"domain.filters leave none of the {len(rows)} problems of domain.path {path!r}")
+        problems = [self._problem(path, number, row, id_column) for number, row in numbered]
         first: dict[str, int] = {}
-        for number, problem in enumerate(problems, start=1):
+        for (number, _), problem in zip(numbered, problems, strict=True):
             if first.setdefault(problem.problem_id, number) != number:
                 raise ValueError(
                     f"domain.path {path!r}, row {number}: problem_id {problem.problem_id!r} is that of row "
@@ -108,8 +144,8 @@ class Maths(Prompted):
 
     def _problem(self, path: str, number: int, row: dict[str, Any], id_column: str | None) -> Problem:
         where = f"domain.path {path!r}, row {number}"
-        text = row[_column(row, self.problem_column, _PROBLEM_COLUMNS, "problem_column", where)]
-        answer = row[_column(row, self.answer_column, _ANSWER_COLUMNS, "answer_column", where)]
+        text = _column(row, self.problem_column, _PROBLEM_COLUMNS, "problem_column", where)
+        answer = _column(row, self.answer_column, _ANSWER_COLUMNS, "answer_column", where)
         if isinstance(answer, dict):  # verl's reward_model: {"ground_truth": ..., "style": "rule"}
             answer = answer.get("ground_truth")
         answer = "" if answer is None else _reference_answer(str(answer))
@@ -191,43 +227,26 @@ def _identifier(row: dict[str, Any], column: str) -> str:
     return str(value).strip() if isinstance(value, str | int) else ""
 
 
-def _column(row: dict[str, Any], given: str | None, known: Sequence[str], field: str, where: str) -> str:
-    found = given if given is not None and given in row else None
-    if given is None:
-        found = next((column for column in known if column in row), None)
-    if found is None:
-        wanted = repr(given) if given else " or ".join(known)
-        raise ValueError(f"{where}: no column {wanted} among {sorted(row)}; set domain.{field}")
-    return found
-
-
-def _rows(path: str) -> list[dict[str, Any]]:
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"domain.path {path!r}: no such file")
-    if file.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
+def _stays(row: dict[str, Any], filters: dict[str, ColumnFilter], where: str) -> bool:
+    for column, wanted in filters.items():
+        value = _column(row, column, (), "filters", f"domain.path {where}")
         try:
-            return pq.read_table(file).to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"domain.path {path!r}: no valid Parquet: {error}") from None
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"domain.path {path!r} cannot be read: {error}") from None
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would also split at U+2028 in a text
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"domain.path {path!r}, line {number}: no valid JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"domain.path {path!r}, line {number}: must be a JSON object")
-            rows.append(row)
-    return rows
+            if not wanted.keeps(value):
+                return False
+        except ValueError as error:
+            raise ValueError(f"domain.path {where}, column {column!r}: {error}") from None
+    return True
+
+
+def _column(row: dict[str, Any], given: str | None, known: Sequence[str], field: str, where: str) -> Any:
+    """The value of a column that is named in the configuration, or else of the first with a known name."""
+    for column in [given] if given else known:
+        try:
+            return value_at(row, column)
+        except KeyError:
+            continue
+    wanted = repr(given) if given else " or ".join(known)
+    raise ValueError(f"{where}: no column {wanted} among {sorted(row)}; set domain.{field}")
 
 
 @lru_cache(maxsize=2)

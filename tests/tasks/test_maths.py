@@ -12,10 +12,11 @@ from polyepo.domains.maths import final_answer
 from polyepo.schemas import EVALS
 from storage import connect
 from tasks import policy as policies
-from tasks.evaluate import add_benchmark, commit_shard, evaluate, missing_shards, read_evaluation
+from tasks.evaluate import Benchmark, add_benchmark, commit_shard, evaluate, leakage, missing_shards, read_evaluation
 from tasks.policy import check_prompts, policy_at
 from tasks.run import create_or_resume
 from tests.byte_model import byte_tokenizer, save_byte_model
+from tests.conftest import small_config
 from tests.tasks.test_stages import train
 
 OWN = [("Janet has 3 ducks and buys {} more. How many ducks has she?", 3), ("What is {} times 2 less {0}?", 0)]
@@ -149,3 +150,29 @@ def test_what_cannot_be_asked_is_refused_at_the_start(tmp_path, model, changes, 
     run = create_or_resume(str(tmp_path / "root"), "m", config_of(directory, own_files(tmp_path), **changes))
     with pytest.raises(ConfigError, match=message):
         check_prompts(run)
+
+
+def test_leakage_is_refused_or_dropped(tmp_path):
+    train = [{"problem": f"P{i}", "answer": str(i), "id": f"t{i}"} for i in range(6)]
+    heldout = [{"problem": " p3", "answer": "3", "id": "h3"}, {"problem": "other", "answer": "1", "id": "h4"}]
+    for name, rows in (("train", train), ("heldout", heldout)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    domain = {
+        "name": "maths",
+        "path": str(tmp_path / "train.jsonl"),
+        "heldout_path": str(tmp_path / "heldout.jsonl"),
+    }
+
+    def make(**changes):
+        raw = small_config(domain={**domain, **changes})
+        raw["policy"] = {"model": "unread"}
+        return create_or_resume(str(tmp_path / "root"), "r", parse_config(raw).runs("r")["r"])
+
+    with pytest.raises(ValueError, match=r"1 of 2 held-out problems .* such as 'h3', which is 't3'.*leakage: drop"):
+        make()
+    run = make(leakage="drop")
+    assert [p.problem_id for p in run.split("train")] == ["t0", "t1", "t2", "t4", "t5"]
+    assert [p.problem_id for p in run.split("heldout")] == ["h3", "h4"]
+    benchmark = Benchmark("b", run.config.domain, tuple(run.split("train")[:2]))
+    assert leakage(run, benchmark).startswith("2 of 2 problems of b are training problems of r, such as 't0', which")
+    assert leakage(run, Benchmark("b", run.config.domain, tuple(run.split("heldout")))) is None
