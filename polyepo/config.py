@@ -17,6 +17,8 @@ from polyepo.domains import AnyDomain, Domain
 from polyepo.judges import AnyJudge, Judge
 from polyepo.objectives import MeanReward, PassAtN, Polychromic
 
+_MIN_BFLOAT16_LR = 1e-5
+
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -326,7 +328,8 @@ class Config(RunConfig):
         for name in self.arms:
             if not RUN_NAME.fullmatch(name):
                 raise ValueError(f"arms: name {name!r} must be letters, digits, '.', '_' and '-'")
-        self.runs("check")
+        for run in self.runs("check").values():
+            _check_updates_survive(run)
         return self
 
     def runs(self, run: str) -> dict[str, RunConfig]:
@@ -409,6 +412,16 @@ def _explain(error: Any) -> str:
         return f"  {where}: unknown key"
     shown = "" if error["type"] in ("missing", "value_error") else f" (is {error['input']!r})"
     return f"  {where}: {message}{shown}"
+
+
+def _check_updates_survive(run: RunConfig) -> None:
+    """Raise ValueError if the updates would be rounded away. Runs that exist already are opened all the same."""
+    if run.steps and run.policy.dtype == "bfloat16" and 0 < run.update.lr < _MIN_BFLOAT16_LR:
+        raise ValueError(
+            f"policy.dtype bfloat16 with update.lr {run.update.lr:g}: an optimizer step changes a weight by about lr, "
+            f"and bfloat16 rounds that away for every weight above {run.update.lr * 2**9:.0e}; set policy.dtype: "
+            f"float32, or a learning rate of at least {_MIN_BFLOAT16_LR:g}"
+        )
 
 
 def check_scoring(scoring: Scoring, sampling: SamplingConfig) -> None:

@@ -136,12 +136,12 @@ def check_problems(splits: dict[str, list[Problem]], config: RunConfig) -> None:
         raise ConfigError("domain: a problem has an empty problem_id; every problem needs an id of its own")
     if repeated := [problem_id for problem_id, count in ids.items() if count > 1]:
         raise ConfigError(f"domain: problem_id {repeated[0]!r} occurs {ids[repeated[0]]} times; ids must be unique")
-    if leaked := leaks(splits["train"], splits["heldout"]):
+    if config.steps and (leaked := leaks(splits["train"], splits["heldout"])):
         trained, heldout = leaked[0]
         raise ConfigError(
             f"domain: {len(leaked)} of {len(splits['heldout'])} held-out problems are training problems by their text, "
             f"such as {heldout!r}, which is {trained!r}; remove them, or leave them out of training by "
-            "domain.leakage: drop"
+            "domain.unusable: drop"
         )
     if len(splits["train"]) < config.sampling.prompts_per_step:
         raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -17,6 +18,8 @@ from polyepo.domains.equivalence import EquivalencePool
 from polyepo.domains.leakage import leaks
 from polyepo.domains.prompted import Prompted
 from polyepo.domains.text import split_problems
+
+_log = logging.getLogger(__name__)
 
 _PROBLEM_COLUMNS = ("problem", "question", "prompt")
 _ANSWER_COLUMNS = ("answer", "final_answer", "expected_answer", "solution", "reward_model")
@@ -50,8 +53,9 @@ class Maths(Prompted):
     """Of `heldout_path`, or of `path` if there is none."""
     filters: dict[str, ColumnFilter] = Field({}, exclude_if=lambda filters: not filters)
     """Problems of `path` that stay, by column: {level: {min: 3}} or {subject: {values: [Algebra]}}."""
-    leakage: Literal["refuse", "drop"] = Field("refuse", exclude_if=lambda leakage: leakage == "refuse")
-    """Training problems whose text is that of a held-out one: refuse to start, or leave them out of training."""
+    unusable: Literal["refuse", "drop"] = Field("refuse", exclude_if=lambda choice: choice == "refuse")
+    """Rows without an answer, rows that repeat another, and training problems whose text is that of a held-out one:
+    refuse to start, or leave them out."""
     problem_column: str | None = None
     answer_column: str | None = None
     id_column: str | None = None
@@ -70,12 +74,12 @@ class Maths(Prompted):
         train, heldout = self._splits()
         if split == "heldout":
             return heldout
-        leaked = {trained for trained, _ in leaks(train, heldout)} if self.leakage == "drop" else set()
+        leaked = {trained for trained, _ in leaks(train, heldout)} if self.unusable == "drop" else set()
         return [problem for problem in train if problem.problem_id not in leaked]
 
     def of_file(self, path: str) -> Maths:
         """The same way with all problems of another file."""
-        ours = {"heldout_path", "subset", "split", "heldout_subset", "heldout_split", "filters", "leakage"}
+        ours = {"heldout_path", "subset", "split", "heldout_subset", "heldout_split", "filters", "unusable"}
         return self.model_copy(update={name: type(self).model_fields[name].default for name in ours} | {"path": path})
 
     def _splits(self) -> tuple[list[Problem], list[Problem]]:
@@ -132,15 +136,26 @@ class Maths(Prompted):
         numbered = [(n, row) for n, row in enumerate(rows, start=1) if _stays(row, filters, f"{path!r}, row {n}")]
         if not numbered:
             raise ValueError(f"domain.filters leave none of the {len(rows)} problems of domain.path {path!r}")
-        problems = [self._problem(path, number, row, id_column) for number, row in numbered]
+        problems: dict[str, Problem] = {}
         first: dict[str, int] = {}
-        for (number, _), problem in zip(numbered, problems, strict=True):
-            if first.setdefault(problem.problem_id, number) != number:
-                raise ValueError(
-                    f"domain.path {path!r}, row {number}: problem_id {problem.problem_id!r} is that of row "
-                    f"{first[problem.problem_id]} already; remove one, or set domain.id_column to a unique column"
-                )
-        return problems
+        unusable: list[ValueError] = []
+        for number, row in numbered:
+            try:
+                problem = self._problem(path, number, row, id_column)
+                if first.setdefault(problem.problem_id, number) != number:
+                    raise ValueError(
+                        f"domain.path {path!r}, row {number}: problem_id {problem.problem_id!r} is that of row "
+                        f"{first[problem.problem_id]} already; remove one, leave it out by domain.unusable: drop, or "
+                        "set domain.id_column to a unique column"
+                    )
+                problems[problem.problem_id] = problem
+            except ValueError as error:
+                unusable.append(error)
+                if self.unusable == "refuse" or len(unusable) == len(numbered):
+                    raise
+        if unusable:
+            _log.warning("%d of %d rows are left out, the first: %s", len(unusable), len(numbered), unusable[0])
+        return list(problems.values())
 
     def _problem(self, path: str, number: int, row: dict[str, Any], id_column: str | None) -> Problem:
         where = f"domain.path {path!r}, row {number}"
@@ -150,7 +165,9 @@ class Maths(Prompted):
             answer = answer.get("ground_truth")
         answer = "" if answer is None else _reference_answer(str(answer))
         if not answer:
-            raise ValueError(f"{where}: the answer is empty; remove the row or give it one")
+            raise ValueError(
+                f"{where}: the answer is empty; remove the row or give it one, or leave it out by domain.unusable: drop"
+            )
         content = json.dumps([text, answer], sort_keys=True)
         stable_id = _identifier(row, id_column) if id_column else hashlib.sha256(content.encode()).hexdigest()[:16]
         if not stable_id:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from polyepo.config import ConfigError, differences, digest, load_config, parse_config
@@ -40,6 +41,10 @@ def test_shipped_configs_are_valid(path):
         (
             {"scoring": {"method": "grpo", "overlong_penalty": {"buffer_tokens": 9}}},
             r"overlong_penalty\.buffer_tokens 9 must not exceed sampling\.max_response_tokens 8",
+        ),
+        (
+            {"policy": {"dtype": "bfloat16"}, "arms": {"a": {"update": {"lr": 1e-6}}}},
+            r"dtype bfloat16 with update\.lr 1e-06: .* above 5e-04; set policy\.dtype: float32",
         ),
         ({"judge": {"name": "oracle"}}, "judge"),
         ({"sampler": {"name": "vllm"}}, "exactly one of sampler.launch and sampler.base_urls"),
@@ -108,6 +113,17 @@ def test_older_runs_keep_their_digests():
     assert arms["q-poly-epo"].digest == "d616f7a6776514e3291c087f3401b2988860f2febd84b9a3d922361905836090"
     maths = digest(Maths(path="x.jsonl").model_dump(mode="json"))
     assert maths == "38b19101829b171716f8e32de850fc9a0dccb97dc2726dde83d8d7826a3fb35e"
+
+
+@pytest.mark.parametrize(("size", "share"), [(0.02, 0.0), (1e-4, 1.0)])
+def test_bfloat16_rounds_small_updates_away(size, share):
+    """What `policy.dtype: bfloat16` is refused for: of weights of this size so many move in a step of Adam."""
+    torch.manual_seed(0)
+    weights = torch.nn.Parameter((size * (1 + torch.rand(1000))).bfloat16())
+    before = weights.detach().clone()
+    weights.grad = torch.randn(1000).bfloat16()
+    torch.optim.AdamW([weights], lr=1e-6, weight_decay=0.0).step()
+    assert float((weights != before).float().mean()) == share
 
 
 def test_differences_show_what_changed():

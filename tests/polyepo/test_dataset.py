@@ -105,6 +105,19 @@ def test_filters_that_cannot_be_used_are_named(tmp_path, filters, message):
         Maths(path=write(tmp_path / "p.jsonl", LEVELS), filters=filters).problems("train")
 
 
+def test_rows_that_cannot_be_used_are_refused_or_dropped(tmp_path, caplog):
+    rows = [*LEVELS, LEVELS[3], {"problem": "no answer", "answer": " "}]
+    domain = Maths(path=write(tmp_path / "p.jsonl", rows))
+    with pytest.raises(ValueError, match=r"row 10: problem_id .* is that of row 4 already; .*unusable: drop"):
+        domain.problems("train")
+    dropping = domain.model_copy(update={"unusable": "drop"})
+    whole = Maths(path=write(tmp_path / "q.jsonl", LEVELS))
+    assert all_problems(dropping) == all_problems(whole)
+    assert "2 of 11 rows are left out, the first: " in caplog.text
+    with pytest.raises(ValueError, match="the answer is empty"):
+        Maths(path=write(tmp_path / "e.jsonl", rows[-1:] * 3), unusable="drop").problems("train")
+
+
 def test_a_row_without_a_value_does_not_stay():
     assert not ColumnFilter(min=0).keeps(None)
     assert not ColumnFilter(values=["A"]).keeps(None)

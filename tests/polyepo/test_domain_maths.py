@@ -343,6 +343,8 @@ def test_real_files_load_without_edits(real_data):
     table = pq.read_table(real_data / "deepscaler_sub1209" / "dsr_sub.parquet")
     with pytest.raises(ValueError, match="row 266: the answer is empty"):
         Maths(path=str(real_data / "deepscaler_sub1209" / "dsr_sub.parquet")).problems("train")
+    dropping = Maths(path=str(real_data / "deepscaler_sub1209" / "dsr_sub.parquet"), unusable="drop")
+    assert len(dropping.problems("train")) + len(dropping.problems("heldout")) == 1208
     assert table.num_rows == 1209
 
 

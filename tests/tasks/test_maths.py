@@ -168,9 +168,9 @@ def test_leakage_is_refused_or_dropped(tmp_path):
         raw["policy"] = {"model": "unread"}
         return create_or_resume(str(tmp_path / "root"), "r", parse_config(raw).runs("r")["r"])
 
-    with pytest.raises(ValueError, match=r"1 of 2 held-out problems .* such as 'h3', which is 't3'.*leakage: drop"):
+    with pytest.raises(ValueError, match=r"1 of 2 held-out problems .* such as 'h3', which is 't3'.*unusable: drop"):
         make()
-    run = make(leakage="drop")
+    run = make(unusable="drop")
     assert [p.problem_id for p in run.split("train")] == ["t0", "t1", "t2", "t4", "t5"]
     assert [p.problem_id for p in run.split("heldout")] == ["h3", "h4"]
     benchmark = Benchmark("b", run.config.domain, tuple(run.split("train")[:2]))
