@@ -255,6 +255,8 @@ class UpdateConfig(Section):
     """Passes over each batch."""
     micro_batch_tokens: int = Field(16384, ge=1)
     """Padded tokens per forward pass; the update is the same for any value."""
+    gradient_checkpointing: bool = Field(False, exclude_if=lambda checkpointing: not checkpointing)
+    """Keep each layer's input alone and compute the rest again in the backward pass: the same update, less memory."""
     importance_cap: float | None = Field(None, gt=0)
     """Truncated importance sampling: cap of trainer/sampler probability ratios; off if not given."""
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jinja2 import TemplateError
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from polyepo.config import ConfigError, PolicyConfig, SamplingConfig, UpdateConfig
 from polyepo.domains import Problem
@@ -179,6 +183,24 @@ def response_logprobs(
     logprobs_BR = all_BRV.gather(-1, response_BR[..., None]).squeeze(-1)
     entropy_BR = -(all_BRV.detach().exp() * all_BRV.detach()).sum(-1)
     return logprobs_BR, entropy_BR, mask_BR
+
+
+@contextmanager
+def gradient_checkpointing(model: Any, wanted: bool) -> Iterator[None]:
+    """While this lasts, layers keep their inputs alone and are computed again in the backward pass, if that is wanted.
+
+    Not by the model's own switch: it works in training mode alone, whose dropout the sampler would not have.
+    """
+    layers = [module for module in model.modules() if wanted and isinstance(module, GradientCheckpointingLayer)]
+    if wanted and not layers:
+        raise ConfigError(f"update.gradient_checkpointing: {type(model).__name__} has no layers that can do it")
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # the instance's; the class's is back
 
 
 def position_ids(attention_BL: torch.Tensor) -> torch.Tensor:

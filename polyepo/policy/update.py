@@ -11,7 +11,7 @@ import torch
 
 from polyepo.config import SamplingConfig, UpdateConfig
 from polyepo.policy.loss import surrogate_loss, token_weights
-from polyepo.policy.model import Policy, micro_batches, response_logprobs
+from polyepo.policy.model import Policy, gradient_checkpointing, micro_batches, response_logprobs
 from polyepo.seeds import derive_seed
 
 
@@ -95,7 +95,8 @@ def update(policy: Policy, batch: Batch, config: UpdateConfig, sampling: Samplin
     losses, norms, clipped, trained_tokens = [], [], 0.0, 0
     for epoch in range(config.epochs):
         for rows in _minibatches(batch, config, derive_seed(seed, step, "minibatches", epoch)):
-            loss, num_clipped, num_tokens = _accumulate_gradients(policy, batch, rows, old, config, sampling)
+            with gradient_checkpointing(policy.model, config.gradient_checkpointing):
+                loss, num_clipped, num_tokens = _accumulate_gradients(policy, batch, rows, old, config, sampling)
             losses.append(loss)
             norms.append(_optimizer_step(policy, config.max_grad_norm, loss))
             clipped += num_clipped

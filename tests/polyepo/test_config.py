@@ -19,6 +19,20 @@ def test_shipped_configs_are_valid(path):
     assert len({config.digest for config in runs.values()}) == len(runs)
 
 
+def test_the_papers_settings():
+    """Table 1 of the paper (METHOD: loss), as far as it is not a default that nobody would notice to change."""
+    (run,) = load_config(CONFIGS[0].parent / "paper-math.yaml").runs("p").values()
+    sampling, update, scoring = run.sampling, run.update, run.scoring
+    assert (run.policy.model, run.policy.dtype, run.steps) == ("Qwen/Qwen3-4B-Base", "float32", 850)
+    assert (sampling.prompts_per_step, sampling.num_responses, sampling.temperature) == (128, 8, 1.0)
+    assert (sampling.max_prompt_tokens, sampling.max_response_tokens) == (1024, 4096)
+    assert (update.lr, update.prompts_per_minibatch, update.clip_low, update.clip_high) == (1e-6, 64, 0.2, 0.28)
+    assert (update.loss_norm, update.epochs, update.weight_decay) == ("constant", 1, 0.0)
+    assert (scoring.objective, scoring.set_size, scoring.num_sets) == ("polychromic", 4, None)
+    assert scoring.require_two_clusters
+    assert (run.sampler.name, run.judge.name) == ("vllm", "llm")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

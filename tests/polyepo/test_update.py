@@ -186,6 +186,27 @@ def test_update_is_repeatable_bit_for_bit():
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
+def test_gradient_checkpointing_keeps_less_and_changes_nothing():
+    runs, kept = [], []
+    for checkpointing in (False, True):
+        policy = tiny_policy(dtype=torch.float32)
+        config = UpdateConfig(lr=1e-2, gradient_checkpointing=checkpointing)
+        sizes = []
+
+        def pack(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            metrics = update(policy, random_batch(1), config, SamplingConfig(max_response_tokens=8), seed=0)
+        runs.append((metrics, [p.detach().clone() for p in policy.model.parameters()]))
+        kept.append(sum(sizes))
+        assert not any("forward" in vars(module) for module in policy.model.modules())
+    assert runs[0][0] == runs[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(runs[0][1], runs[1][1], strict=True))
+    assert kept[1] < 0.5 * kept[0]
+
+
 def test_non_finite_never_reaches_the_weights():
     policy = tiny_policy()
     before = [p.detach().clone() for p in policy.model.parameters()]
