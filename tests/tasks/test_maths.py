@@ -4,10 +4,11 @@ Rewards are about 0; that everything is there and fits together is what is teste
 """
 
 import json
+from pathlib import Path
 
 import pytest
 
-from polyepo.config import ConfigError, parse_config
+from polyepo.config import ConfigError, load_config, parse_config
 from polyepo.domains.maths import final_answer
 from polyepo.schemas import EVALS
 from storage import connect
@@ -150,6 +151,36 @@ def test_what_cannot_be_asked_is_refused_at_the_start(tmp_path, model, changes, 
     run = create_or_resume(str(tmp_path / "root"), "m", config_of(directory, own_files(tmp_path), **changes))
     with pytest.raises(ConfigError, match=message):
         check_prompts(run)
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "paper-math", "paper-polynomial", "paper-multiplication"])
+def test_a_step_of_each_shipped_config(tmp_path, name):
+    """With a model, a judge, a sampler and sizes that fit here; everything else is as it is shipped."""
+    here = {
+        "steps": 1,
+        "policy.model": save_byte_model(tmp_path / "model"),
+        "policy.device": "cpu",
+        "sampler": {"name": "transformers"},
+        "judge": {"name": "program"},
+        "sampling.prompts_per_step": 4,
+        "sampling.max_prompt_tokens": 500,
+        "sampling.max_response_tokens": 128,
+        "sampling.shards": 2,
+        "evaluation": None,
+    }
+    if name in ("gsm8k", "paper-math"):
+        train_file, test_file, math500 = own_files(tmp_path)
+        here |= {"domain.path": str(train_file if name == "gsm8k" else math500), "domain.heldout_path": str(test_file)}
+        here |= {"domain.heldout_split": None}
+    if name != "gsm8k":
+        here |= {"update.prompts_per_minibatch": 2}
+    configs = load_config(Path(__file__).parents[2] / "configs" / f"{name}.yaml", here)
+    run = create_or_resume(str(tmp_path / "root"), name, list(configs.runs(name).values())[-1])
+    check_prompts(run)
+    train(run)
+    row = run.store.read_table(run.key("updates", 1)).to_pylist()[0]
+    assert (row["num_responses"], row["prompts"]) == (32, 4)
+    assert row["logprob_mismatch_max"] < 1e-4
 
 
 def test_leakage_is_refused_or_dropped(tmp_path):
