@@ -27,6 +27,7 @@ from tasks.evaluate import (
     missing_shards,
     model_run,
 )
+from tasks.policy import check_prompts
 from tasks.run import open_run
 
 
@@ -69,6 +70,8 @@ def evaluate(
     benchmark_name(benchmark)
     wanted = load_judge(judge) if judge else None
     opened = open_run(root, run) if run else model_run(root, str(model), benchmark, config, settings)
+    if config:
+        check_prompts(opened)  # a run's own prompts were checked before it was trained
     chosen_step = choose_step(opened, step)
     problems = add_benchmark(opened, benchmark, chosen_step)
     if run and (warning := leakage(opened, problems)):

@@ -27,7 +27,9 @@ _ID_COLUMNS = ("unique_id", "problem_id", "id", "extra_info")
 _MAX_ANSWER_CHARACTERS = 200
 _ANSWER_LINE = re.compile(r"(?:^|\n)[ \t]*\**(?:final )?answer\**\s*:\**[ \t]*([^\n]+)", re.IGNORECASE)
 _DOLLARS = re.compile(r"(?<!\\)\$+([^$]+?)(?<!\\)\$+")
+_NUMBERS = re.compile(r"(?<![_^])[0-9]|[+*/]")
 _NUMBER = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?")
+_BARE_BOX = re.compile(r"\\boxed\s+([^\s{$.]+)")  # \boxed 5, in solutions of MATH
 _GSM8K_ANSWER = re.compile(r"####[ \t]*([^\n]+)")
 
 
@@ -115,7 +117,7 @@ class Maths(Prompted):
         """Grade responses in parallel; one that cannot be compared in time is wrong."""
         answers = [final_answer(response) for response in responses]
         pairs = [
-            (str(problem.answer), answer) if answer is not None else None
+            (_trimmed(str(problem.answer)), answer) if answer is not None else None
             for problem, answer in zip(problems, answers, strict=True)
         ]
         equal = _pool(self.num_workers, self.timeout_s).equal(pairs)
@@ -168,6 +170,11 @@ class Maths(Prompted):
             raise ValueError(
                 f"{where}: the answer is empty; remove the row or give it one, or leave it out by domain.unusable: drop"
             )
+        if len(answer) > _MAX_ANSWER_CHARACTERS:
+            raise ValueError(
+                f"{where}: the answer has {len(answer)} characters, and responses are read up to "
+                f"{_MAX_ANSWER_CHARACTERS}; it must be an answer, or a solution with one in \\boxed{{}} or after ####"
+            )
         content = json.dumps([text, answer], sort_keys=True)
         stable_id = _identifier(row, id_column) if id_column else hashlib.sha256(content.encode()).hexdigest()[:16]
         if not stable_id:
@@ -200,18 +207,27 @@ def _answers(text: str) -> list[str]:
     """The answers that a box or an answer line names: more than one if it says `$5$ or $3$`, or `5 = 3`."""
     if len(text) > 4 * _MAX_ANSWER_CHARACTERS:
         return [text]
-    found = [part.strip(" .") for part in _DOLLARS.findall(text)] or [text.strip("*$ .")]
+    found = [_trimmed(part) for part in _DOLLARS.findall(text)]
+    around = _DOLLARS.sub("", text)
+    if found and _NUMBERS.search(around):  # $3$ or 5
+        return [*found, around]
     if len(found) > 1:
         return found
+    found = found or [_trimmed(text)]
     sides = [side.strip() for side in found[0].split("=")]
     numbers = [side for side in sides if _NUMBER.fullmatch(side)]
     return numbers if len(set(map(float, numbers))) > 1 else found
 
 
+def _trimmed(text: str) -> str:
+    """Without marks around it or a full stop after it; a dot before it is part of .5."""
+    return text.strip("*$ ").rstrip("*$ .")
+
+
 def _boxed(text: str) -> Iterable[str]:
     r"""Contents of every \boxed{...}, braces balanced."""
     open_braces: list[int | None] = []  # where a box's contents start; None for any other brace
-    for found in re.finditer(r"\\boxed\s*\{|[{}]", text):
+    for found in re.finditer(r"\\(?:boxed|fbox)\s*\{|[{}]", text):
         if found.group() != "}":
             open_braces.append(found.end() if found.group() != "{" else None)
         elif open_braces:
@@ -224,7 +240,7 @@ def _reference_answer(text: str) -> str:
     """A data set's own answer: what follows #### (GSM8K), what is boxed in a solution, or the text itself."""
     if found := _GSM8K_ANSWER.findall(text):
         return found[-1].strip().replace(",", "")
-    boxed = list(_boxed(text))
+    boxed = [*_BARE_BOX.findall(text), *_boxed(text)]
     return boxed[-1].strip() if boxed else text.strip()
 
 

@@ -98,6 +98,12 @@ def encode_prompt(tokenizer: Any, problem: Problem, chat_template_kwargs: Mappin
                 f"domain: the prompt of problem {problem.problem_id!r} begins with {tokenizer.bos_token!r}, which the "
                 "tokenizer adds itself: leave it out of domain.template"
             )
+        eos = tokenizer.eos_token
+        if eos is not None and ids[-1:] == [tokenizer.eos_token_id] and not problem.prompt.endswith(eos):
+            raise ConfigError(
+                f"domain: the tokenizer ends the prompt of problem {problem.problem_id!r} with {eos!r}, so there is "
+                "nothing to go on from: set add_eos_token to false in the tokenizer_config.json of policy.model"
+            )
         return ids
     options = chat_template_kwargs or {}
     _check_chat_template(tokenizer, options)

@@ -51,6 +51,13 @@ def rows_of(n):
         ("3", r"\boxed{3.0 = 3}"),
         ("3", r"\boxed{3 \text{ cm}}"),
         ("3", r"\boxed{\$3}"),
+        (".5", r"\boxed{.5}"),
+        (".35625", "Answer: .35625."),
+        ("0.5", r"\boxed{.5}"),
+        ("4:40 a.m.", r"\boxed{4:40 a.m.}"),
+        ("$8 \\sqrt{10}$.", r"\boxed{8\sqrt{10}}"),
+        ("3", "Answer: x_1 = $3$ in the end."),
+        ("3", r"\fbox{3}"),
         ("18000", "#### 18,000"),
         ("\\frac{1}{2}", r"\boxed{0.5}"),
         ("\\frac{1}{2}", r"\boxed{\frac{2}{4}}"),
@@ -80,6 +87,9 @@ def test_equal_answers_are_right(reference, response):
         "Answer: 3 or 5",
         "Answer: 5 (or 3)",
         "Answer: $5$ or $3$",
+        "Answer: $3$ or 5",
+        r"\boxed{$3$ + 1}",
+        r"\boxed{.3}",
         "Answer: $5$ $3$",
         r"\boxed{5$ $3}",
         r"\boxed{5 = 3}",
@@ -200,6 +210,7 @@ def test_layouts_load_without_edits(tmp_path):
         for i in range(4)
     ]
     solutions = [{"problem": f"P{i}", "solution": f"Thus $\\boxed{{\\frac{{{i}}}{{2}}}}$."} for i in range(4)]
+    solutions[3]["solution"] = "Thus $\\boxed 7$."
     numbers = [{"id": i, "problem": f"A line\u2028separator {i}", "expected_answer": i} for i in range(4)]
     pq.write_table(pa.Table.from_pylist(verl), tmp_path / "verl.parquet")
     found = {}
@@ -210,7 +221,7 @@ def test_layouts_load_without_edits(tmp_path):
         assert len({p.problem_id for p in found[name]}) == 4
     assert [p.answer for p in found["gsm8k"]] == ["1000", "2000", "3000", "4000"]
     assert found["gsm8k"][0].prompt == "Q1?\nReason step by step and put the final answer in \\boxed{}.\n"
-    assert [p.answer for p in found["solutions"]] == [rf"\frac{{{i}}}{{2}}" for i in range(4)]
+    assert [p.answer for p in found["solutions"]] == ["7", *(rf"\frac{{{i}}}{{2}}" for i in range(3))]
     assert [p.problem_id for p in found["numbers"]] == ["0", "1", "2", "3"]
     assert [p.problem_id for p in found["verl"]] == [f"train-{i}" for i in range(4)]
     assert found["verl"][0].prompt == [{"role": "user", "content": "The same?"}]
@@ -265,6 +276,7 @@ GOOD = '{"problem": "p", "answer": "1"}\n'
         (GOOD + "[1]\n", {}, "line 2: must be a JSON object"),
         (GOOD + GOOD, {}, "row 2: problem_id .* is that of row 1"),
         (GOOD + '{"problem": "q", "answer": ""}', {}, "row 2: the answer is empty"),
+        (GOOD + json.dumps({"problem": "q", "solution": "No box. " * 30}), {}, "row 2: the answer has 239 characters"),
         (GOOD + '{"problem": "q", "answer": null}', {}, "row 2: the answer is empty"),
         (GOOD + '{"problem": "q", "reward_model": {}}', {}, "row 2: the answer is empty"),
         (GOOD + '{"problem": "q"}', {}, "row 2: no column answer or .*answer_column"),

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from tokenizers import processors
 
 from polyepo.config import ConfigError, PolicyConfig, SamplingConfig, UpdateConfig, VLLMSampling
 from polyepo.domains import Maths, Problem
@@ -67,6 +68,15 @@ def test_special_tokens_are_there_once():
     assert ids.count(tokenizer.bos_token_id) == 1
     with pytest.raises(ConfigError, match=r"begins with '<s>', which the tokenizer adds itself"):
         encode_prompt(tokenizer, asked("<s>2"))
+
+
+def test_a_tokenizer_that_ends_prompts_is_refused():
+    tokenizer = byte_tokenizer(bos=True, eos_token="<s>")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <s>", special_tokens=[("<s>", tokenizer.convert_tokens_to_ids("<s>"))]
+    )
+    with pytest.raises(ConfigError, match="ends the prompt of problem 'p' with '<s>'.*add_eos_token"):
+        encode_prompt(tokenizer, asked("2"))
 
 
 @pytest.mark.parametrize(
