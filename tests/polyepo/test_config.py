@@ -1,12 +1,13 @@
 """Every mistake in a configuration is named, with its value, before anything starts."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from polyepo.config import ConfigError, differences, digest, load_config, parse_config
+from polyepo.config import ConfigError, RunConfig, differences, digest, load_config, parse_config
 from polyepo.domains import Maths
 from tests.conftest import small_config
 
@@ -127,6 +128,25 @@ def test_older_runs_keep_their_digests():
     assert arms["q-poly-epo"].digest == "d616f7a6776514e3291c087f3401b2988860f2febd84b9a3d922361905836090"
     maths = digest(Maths(path="x.jsonl").model_dump(mode="json"))
     assert maths == "38b19101829b171716f8e32de850fc9a0dccb97dc2726dde83d8d7826a3fb35e"
+
+
+def test_what_was_added_is_read_back_from_a_runs_record():
+    changes = {
+        "domain": {"name": "polynomial_words", "chat": True, "system_prompt": "Be brief."},
+        "policy": {"model": "m", "chat_template_kwargs": {"enable_thinking": False}},
+        "scoring": {"method": "grpo", "overlong_penalty": {"buffer_tokens": 4}},
+        "update": {"overlong_filtering": True, "gradient_checkpointing": True},
+    }
+    run = RunConfig.model_validate({**small_config(), **changes})
+    assert RunConfig.model_validate(json.loads(json.dumps(run.model_dump(mode="json")))) == run
+    plain = {
+        "domain": {"name": "polynomial_words"},
+        "policy": {"model": "m"},
+        "scoring": {"method": "grpo"},
+        "update": {},
+    }
+    digests = {RunConfig.model_validate({**small_config(), **changes, key: plain[key]}).digest for key in changes}
+    assert len({run.digest, *digests}) == 5, "each is part of the digest when it is set"
 
 
 @pytest.mark.parametrize(("size", "share"), [(0.02, 0.0), (1e-4, 1.0)])

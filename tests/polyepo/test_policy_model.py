@@ -75,7 +75,7 @@ def test_a_tokenizer_that_ends_prompts_is_refused():
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="$A <s>", special_tokens=[("<s>", tokenizer.convert_tokens_to_ids("<s>"))]
     )
-    with pytest.raises(ConfigError, match="ends the prompt of problem 'p' with '<s>'.*add_eos_token"):
+    with pytest.raises(ConfigError, match=r"ends the prompt of problem 'p' with '<s>'.*add_eos_token"):
         encode_prompt(tokenizer, asked("2"))
 
 
