@@ -147,19 +147,16 @@ def test_reading_answers_never_raises(response):
 @pytest.mark.parametrize(
     "unit", ["\n", " ", "\\boxed{", "\\boxed ", "$", "#", "answer ", "answer:\n", "{", "}", "**", "Answer: $", "= 3 "]
 )
-def test_long_responses_are_read_in_no_time(unit):
-    start = time.monotonic()
-    final_answer(unit * (200_000 // len(unit)))
-    final_answer("Answer: " + unit * (200_000 // len(unit)))
-    assert time.monotonic() - start < 2
+def test_long_responses_are_read_in_linear_time(unit):
+    # Two million characters: whatever looks at them more than once each runs into the suite's timeout.
+    final_answer(unit * (2_000_000 // len(unit)))
+    final_answer("Answer: " + unit * (2_000_000 // len(unit)))
 
 
 def test_endless_comparisons_are_stopped_and_the_rest_goes_on():
     domain = Maths(path="unread", num_workers=1, timeout_s=1.0)
     domain.verify(problem("3"), r"\boxed{6/2}")  # starts the worker
-    start = time.monotonic()
     verdicts = domain.verify_batch([problem("3")] * 3, [r"\boxed{9^{9^{9^{9}}}}", r"\boxed{6/2}", r"\boxed{3}"])
-    assert time.monotonic() - start < 20  # a new worker imports sympy
     assert [v.reward for v in verdicts] == [0.0, 1.0, 1.0]
     assert verdicts[0].parsed_answer == "9^{9^{9^{9}}}"
 
