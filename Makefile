@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help train paper-synthetic test test-fast test-vllm lint stop clean vllm-cpu
+.PHONY: help train paper-synthetic test test-fast test-vllm lint stack stack-stop stop clean vllm-cpu
 
 help: ## Show this
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /	/' | expand -t 12
@@ -39,7 +39,13 @@ lint: .venv/installed ## ruff, mypy, import-linter
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-stop: ## Stop the local Prefect server and worker
+stack: .venv/installed ## Start the whole stack here: PostgreSQL (from Debian's packages), S3, Prefect, a worker per pool
+	@$(BIN)/polyepo stack start
+
+stack-stop: .venv/installed ## Stop the whole stack; what is on its S3 server is lost
+	@$(BIN)/polyepo stack stop
+
+stop: ## Stop the local Prefect server and workers
 	@if test -x $(BIN)/polyepo; then $(BIN)/polyepo stop; else echo "nothing is installed, so nothing runs"; fi
 
 clean: stop ## Stop both, remove the virtual environment and caches; runs in artifacts/ stay

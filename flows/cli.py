@@ -522,7 +522,9 @@ def stack_start() -> None:
         environment = full_stack.start(lambda line: console.print(f"· {line}", highlight=False, markup=False))
     except full_stack.StackError as error:
         _fail(console, str(error))
-    console.print("The S3 server is for trying out: it keeps all in memory. STOPPING IT LOSES EVERY RUN.", soft_wrap=True)
+    console.print(
+        "The S3 server is for trying out: it keeps all in memory. STOPPING IT LOSES EVERY RUN.", soft_wrap=True
+    )
     for name, value in environment.items():
         typer.echo(f"export {name}={shlex.quote(value)}")
 

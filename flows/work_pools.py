@@ -18,11 +18,9 @@ HEARTBEAT_SECONDS = 30
 """PREFECT_FLOWS_HEARTBEAT_FREQUENCY of workers; Prefect has no smaller one."""
 _SILENT_SECONDS = 3 * HEARTBEAT_SECONDS
 _START_SECONDS = 600
+_RETRY_SECONDS = 30
 _RETRIES = 2
-
-_FLOW_RUN = {"prefect.resource.id": "prefect.flow-run.*"}
-_OURS = {"prefect.resource.role": "flow", "prefect.resource.name": "poly-epo"}
-_ENDS = [f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")]
+_ENDS = ["Completed", "Failed", "Cancelled", "Crashed"]
 
 
 def prepare_pools(client: httpx.Client, gpu_slots: int | None = None) -> None:
@@ -37,69 +35,75 @@ def prepare_pools(client: httpx.Client, gpu_slots: int | None = None) -> None:
 
 
 def prepare_automations(client: httpx.Client) -> None:
-    """Create or renew the automations."""
+    """Create the automations, or renew those that have changed: one that is renewed forgets whom it was waiting for."""
     for automation in _AUTOMATIONS:
         body = {"automations": {"name": {"any_": [automation["name"]]}}}
         found = client.post("/automations/filter", json=body).raise_for_status().json()
-        if found:
+        if found and not _contains(found[0], automation):
             client.put(f"/automations/{found[0]['id']}", json=automation).raise_for_status()
-        else:
+        if not found:
             client.post("/automations/", json=automation).raise_for_status()
 
 
-def _crash_if_silent(name: str, after: str, expect: list[str], seconds: int, message: str) -> dict[str, Any]:
+def _contains(found: Any, wanted: Any) -> bool:
+    """Whether what the server has is as wanted; it adds keys, and keeps no order of names."""
+    if isinstance(wanted, dict):
+        return all(key in found and _contains(found[key], value) for key, value in wanted.items())
+    if isinstance(wanted, list) and isinstance(wanted[0], str):
+        return set(found) == set(wanted)
+    if isinstance(wanted, list):
+        return len(found) == len(wanted) and all(map(_contains, found, wanted))
+    return bool(found == wanted)
+
+
+def _automation(
+    name: str, after: str, expect: list[str], seconds: int, state: dict[str, str], match: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Set a flow run to a state if nothing that is expected follows an event of it in time; names are of events."""
     return {
-        "name": name,
+        "name": f"poly-epo: {name}",
         "trigger": {
             "type": "event",
             "posture": "Proactive",
-            "match": _FLOW_RUN,
-            "match_related": _OURS,
+            "match": {"prefect.resource.id": "prefect.flow-run.*", **(match or {})},
+            "match_related": {"prefect.resource.role": "flow", "prefect.resource.name": "poly-epo"},
             "for_each": ["prefect.resource.id"],
-            "after": [after],
-            "expect": expect,
+            "after": [f"prefect.flow-run.{after}"],
+            "expect": [f"prefect.flow-run.{event}" for event in expect],
             "threshold": 1,
             "within": seconds,
         },
-        "actions": [{"type": "change-flow-run-state", "state": "CRASHED", "name": "Crashed", "message": message}],
+        "actions": [{"type": "change-flow-run-state", **state}],
     }
 
 
-_AUTOMATIONS: list[dict[str, Any]] = [
-    _crash_if_silent(
-        "poly-epo: runs that fell silent have crashed",
-        after="prefect.flow-run.heartbeat",
-        expect=["prefect.flow-run.heartbeat", *_ENDS],
+def _crashed(message: str) -> dict[str, str]:
+    return {"state": "CRASHED", "name": "Crashed", "message": message}
+
+
+_AUTOMATIONS = [
+    _automation(
+        "runs that fell silent have crashed",
+        after="heartbeat",
+        expect=["heartbeat", *_ENDS],
         seconds=_SILENT_SECONDS,
-        message=f"no sign of life for {_SILENT_SECONDS} s: the process or its machine is gone",
+        state=_crashed(f"no sign of life for {_SILENT_SECONDS} s: the process or its machine is gone"),
     ),
-    _crash_if_silent(
-        "poly-epo: runs that never began have crashed",
-        after="prefect.flow-run.Pending",
-        expect=["prefect.flow-run.Running", *_ENDS],
+    _automation(
+        "runs that never began have crashed",
+        after="Pending",
+        expect=["Running", *_ENDS],
         seconds=_START_SECONDS,
-        message=f"it did not begin within {_START_SECONDS} s: the worker that took it is gone",
+        state=_crashed(f"it did not begin within {_START_SECONDS} s: the worker that took it is gone"),
     ),
-    {
-        "name": "poly-epo: runs that crashed are started again",
-        "trigger": {
-            "type": "event",
-            "posture": "Reactive",
-            # The count of starts is what ends a run that crashes every time.
-            "match": {**_FLOW_RUN, "prefect.run-count": [str(count) for count in range(_RETRIES + 1)]},
-            "match_related": _OURS,
-            "for_each": ["prefect.resource.id"],
-            "expect": ["prefect.flow-run.Crashed"],
-            "threshold": 1,
-            "within": 0,
-        },
-        "actions": [
-            {
-                "type": "change-flow-run-state",
-                "state": "SCHEDULED",
-                "name": "AwaitingRetry",
-                "message": "it crashed; what is committed is not done again",
-            }
-        ],
-    },
+    _automation(
+        "runs that crashed are started again",
+        after="Crashed",
+        expect=["AwaitingRetry", "Pending", "Running"],
+        # A worker still reports for some seconds about a process that crashed.
+        seconds=_RETRY_SECONDS,
+        state={"state": "SCHEDULED", "name": "AwaitingRetry", "message": "what is committed is not done again"},
+        # How often it was started: what crashes every time is given up.
+        match={"prefect.run-count": [str(count) for count in range(_RETRIES + 1)]},
+    ),
 ]
