@@ -33,11 +33,12 @@ test-fast: .venv/installed ## Run the tests that start no servers and kill no pr
 test-vllm: .venv/installed .venv-vllm/installed ## Run the tests that need vLLM (a few minutes)
 	@POLYEPO_TEST_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/pytest -m vllm
 
-lint: .venv/installed ## ruff, mypy, import-linter
+lint: .venv/installed ## ruff, mypy, import-linter; docker-compose.yml against its schema
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
 stack: .venv/installed ## Start the whole stack here: PostgreSQL (from Debian's packages), S3, Prefect, a worker per pool
 	@$(BIN)/polyepo stack start

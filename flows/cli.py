@@ -501,7 +501,7 @@ def watch(
 
 @app.command()
 def stop() -> None:
-    """Stop the local Prefect server and worker that `train` started."""
+    """Stop the local Prefect server and workers that `train` started."""
     from flows import local_stack
 
     stopped = local_stack.stop()
@@ -553,11 +553,13 @@ def register() -> None:
 
     $POLYEPO_GPU_SLOTS is the number of GPU workers: so many flow runs at a time get a GPU.
     """
-    from flows import local_stack
+    from flows import local_stack, services
 
     console = Console()
     try:
+        local_stack.STATE.mkdir(exist_ok=True)
         local_stack.register(typer.echo)
+        services.make_bucket(os.environ.get("POLYEPO_ROOT", ""))
     except local_stack.StackError as error:
         _fail(console, str(error))
 

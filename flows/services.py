@@ -74,6 +74,16 @@ def server_environment() -> dict[str, str]:
     }
 
 
+def make_bucket(root: str) -> None:
+    """Make the bucket of an S3 root, unless it is there or the root is none of S3's."""
+    if root.startswith("s3://"):
+        import s3fs  # takes a second to import
+
+        bucket, files = root.removeprefix("s3://").split("/")[0], s3fs.S3FileSystem()
+        if not files.exists(bucket):
+            files.mkdir(bucket)
+
+
 def _postgres_programs() -> Path:
     """The folder of PostgreSQL's server programs: Debian keeps them off the PATH, in a folder per version."""
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name), reverse=True)
