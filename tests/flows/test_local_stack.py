@@ -2,10 +2,8 @@
 
 import os
 import signal
-import socket
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -15,10 +13,10 @@ import yaml
 from rich.console import Console
 
 from flows import follow, local_stack, processes
+from tests.flows.conftest import PROJECT, free_port, until
 
 pytestmark = pytest.mark.slow
 
-PROJECT = Path(__file__).resolve().parents[2]
 FLOW = """
 import os, time
 from prefect import flow
@@ -37,12 +35,6 @@ def train(config: str, run: str | None = None, root: str | None = None, settings
 """
 
 PARAMETERS = {"root": "here", "settings": {"seed": 1, "domain.path": "24.csv"}}
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +71,6 @@ def pids():
 
 def run(config, name):
     return follow.run_deployment(local_stack.DEPLOYMENT, PARAMETERS | {"config": config, "run": name})
-
-
-def until(holds, seconds=60):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := holds():
-            return value
-        time.sleep(0.2)
-    raise AssertionError("it did not happen")
 
 
 def flow_run(flow_run_id):
