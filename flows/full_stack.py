@@ -21,12 +21,17 @@ def start(say: Callable[[str], None]) -> dict[str, str]:
     """Start what does not run yet; returns the environment in which to use it.
 
     Raises:
-        StackError: a program is missing, the local stack runs without PostgreSQL, or a process does not come up.
+        StackError: a program is missing, there is another Prefect server, or a process does not come up.
     """
     STATE.mkdir(exist_ok=True)
     running = [name for name in _PROCESSES if processes.is_alive(name)]
     if "server" in running and "postgres" not in running:
         raise StackError("this project's Prefect server runs on SQLite: stop it first (make stop)")
+    if "server" not in running and (not local_stack.is_local() or local_stack.is_healthy()):
+        raise StackError(
+            f"another Prefect server is at {local_stack.api_url()}, and the stack has its own: "
+            "export PREFECT_API_URL=http://127.0.0.1:4201/api, or any other free port"
+        )
     try:
         with processes.locked():
             services.start(say)

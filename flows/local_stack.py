@@ -83,7 +83,7 @@ def start(say: Callable[[str], None]) -> None:
     STATE.mkdir(exist_ok=True)
     with processes.locked():
         _refuse_other_url()
-        if not _healthy():
+        if not is_healthy():
             _start_server(say)
         register(say)
         _start_workers(say)
@@ -100,6 +100,16 @@ def stop() -> list[str]:
 def is_local() -> bool:
     """Whether the server is one on this machine."""
     return urlsplit(api_url()).hostname in ("127.0.0.1", "localhost", "::1")
+
+
+def is_healthy() -> bool:
+    """Whether a Prefect server answers."""
+    try:
+        with api_client(timeout=10) as client:
+            answer = client.get("/health")
+            return answer.status_code == 200 and answer.json() is True
+    except (httpx.HTTPError, ValueError):
+        return False
 
 
 def register(say: Callable[[str], None]) -> None:
@@ -164,7 +174,7 @@ def _start_server(say: Callable[[str], None]) -> None:
     with processes.stage(say, f"Prefect server on port {port}"):
         arguments = ["server", "start", "--host", str(url.hostname), "--port", str(port)]
         _spawn("server", arguments, services.server_environment())
-        processes.wait_for("server", _healthy, SERVER_SECONDS)
+        processes.wait_for("server", is_healthy, SERVER_SECONDS)
 
 
 def _start_workers(say: Callable[[str], None]) -> None:
@@ -203,15 +213,6 @@ def _prefect(*arguments: str) -> None:
 
 def _spawn(name: str, arguments: list[str], env: Mapping[str, str] | None = None) -> None:
     processes.spawn(name, [*_PREFECT, *arguments], {**environment(), **(env or {})}, note=api_url())
-
-
-def _healthy() -> bool:
-    try:
-        with api_client(timeout=10) as client:
-            answer = client.get("/health")
-            return answer.status_code == 200 and answer.json() is True
-    except (httpx.HTTPError, ValueError):
-        return False
 
 
 def _something_listens() -> bool:

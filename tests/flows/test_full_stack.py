@@ -205,7 +205,7 @@ def test_sql_sees_the_runs_on_s3(stack):
     assert catalog.sql(query).fetchall() == [("killed", 20), ("orphan", 20)]
 
 
-@pytest.mark.parametrize("written", ["postgres.pid", "s3.pid", "server.pid", "gpu-worker.pid"])
+@pytest.mark.parametrize("written", ["postgres.pid", "server.pid", "gpu-worker.pid"])
 def test_what_a_killed_start_leaves_is_stopped(postgres_folder, written):
     project = postgres_folder / written
     project.mkdir()
@@ -215,6 +215,17 @@ def test_what_a_killed_start_leaves_is_stopped(postgres_folder, written):
     starting.kill()
     starting.communicate()
     stack.call("polyepo", "stack", "stop")
+    assert left_behind(project) == []
+
+
+def test_another_server_is_not_taken_for_its_own(stack, postgres_folder):
+    project = postgres_folder / "other"
+    project.mkdir()
+    other = Stack(project)
+    other.environment["PREFECT_API_URL"] = stack.api
+    refused = other.popen("polyepo", "stack", "start")
+    assert f"another Prefect server is at {stack.api}" in "".join(refused.communicate(timeout=60))
+    assert refused.returncode == 1
     assert left_behind(project) == []
 
 
