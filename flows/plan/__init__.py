@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,6 +14,7 @@ from flows.plan.amounts import Amounts, Memory, Problems, amounts, memory
 from flows.plan.findings import Finding, findings, gigabytes
 from flows.plan.model import ModelFacts, UnknownError, load_model, load_tokenizer
 from polyepo.config import Config, ConfigError, RunConfig
+from polyepo.domains import Problem
 from polyepo.policy.model import encode_prompt
 from tasks.run import check_problems
 
@@ -82,13 +82,14 @@ def make_plan(config: Config, name: str, root: str) -> Plan:
 
 def _plan_run(name: str, config: RunConfig) -> RunPlan:
     unknown: list[str] = []
-    tokenizer: Any = None
-    model, held = None, None
+    splits = _splits(config)
+    tokenizer, lengths, model, held = None, None, None, None
     try:
         tokenizer = load_tokenizer(config)
+        lengths = {p.problem_id: len(encode_prompt(tokenizer, p)) for split in splits.values() for p in split}
     except UnknownError as error:
         unknown.append(f"lengths of the prompts: {error}")
-    problems = _problems(config, tokenizer)
+    problems = Problems(splits["train"], splits["heldout"], lengths)
     try:
         model = load_model(config.policy, tokenizer)
         held = memory(config, problems, model)
@@ -100,17 +101,13 @@ def _plan_run(name: str, config: RunConfig) -> RunPlan:
     return RunPlan([name], config, found, model, held, device, every, unknown)
 
 
-def _problems(config: RunConfig, tokenizer: Any) -> Problems:
+def _splits(config: RunConfig) -> dict[str, list[Problem]]:
     try:
         splits = {"train": config.domain.problems("train"), "heldout": config.domain.problems("heldout")}
     except ValueError as error:
         raise ConfigError(str(error)) from None
     check_problems(splits, config)
-    lengths = None
-    if tokenizer is not None:
-        every = (problem for problems in splits.values() for problem in problems)
-        lengths = {problem.problem_id: len(encode_prompt(tokenizer, problem)) for problem in every}
-    return Problems(splits["train"], splits["heldout"], lengths)
+    return splits
 
 
 def _device(config: RunConfig) -> Device:

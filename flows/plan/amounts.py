@@ -99,7 +99,7 @@ class Memory:
     @property
     def peak(self) -> int:
         """Of the stages that run in the policy's process."""
-        return max(self.update, self.sampling) + PROCESS_BYTES
+        return max(self.update, self.sampling if self.sampled_rows else 0) + PROCESS_BYTES
 
 
 @dataclass(frozen=True)

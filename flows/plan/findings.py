@@ -41,6 +41,7 @@ def findings(
         *_signal(config, found),
         *_judge(config, found),
         *_update(config, problems),
+        *_sampler(config),
     ]
     if memory is not None and free_memory is not None:
         every += _memory(config, memory, free_memory)
@@ -151,6 +152,16 @@ def _update(config: RunConfig, problems: Problems) -> Iterator[Finding]:
         )
 
 
+def _sampler(config: RunConfig) -> Iterator[Finding]:
+    sampler = config.sampler
+    if sampler.name == "vllm" and sampler.launch and not sampler.sleep and config.policy.device != "cpu":
+        yield Finding(
+            False,
+            "sampler.sleep false: a launched server keeps its memory, most of its GPU unless sampler.launch.args has a "
+            "--gpu-memory-utilization, while the update runs: set it to true if they share a GPU",
+        )
+
+
 def _memory(config: RunConfig, memory: Memory, free: int) -> Iterator[Finding]:
     sampling, held = config.sampling, memory.weights + memory.optimizer + PROCESS_BYTES
     room = free - held
@@ -165,7 +176,7 @@ def _memory(config: RunConfig, memory: Memory, free: int) -> Iterator[Finding]:
         )
         needed = gigabytes(memory.update + PROCESS_BYTES)
         yield Finding(True, f"the update needs {needed} of {gigabytes(free)} that are free: {advice}")
-    if memory.sampling + PROCESS_BYTES > free:
+    if memory.sampled_rows and memory.sampling + PROCESS_BYTES > free:
         rows = int(room // (memory.cache_row + memory.draw_row))
         rows -= rows % sampling.num_responses
         advice = f"should be at most {rows}" if rows > 0 else "cannot be small enough: use the vllm sampler"

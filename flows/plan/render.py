@@ -85,10 +85,9 @@ def _memory(run: RunPlan) -> RenderableType:
     if memory is None or model is None:
         return Text()
     table = _table(f"memory of {run.device.name}", f"{model.num_parameters:,} parameters, {run.config.policy.dtype}")
-    for head in ("update", "sampling"):
+    rows, shape = memory.sampled_rows, memory.shape
+    for head in ("update", "sampling" if rows else "sampling (vLLM's)"):
         table.add_column(head, justify="right")
-    shape, rows = memory.shape, memory.sampled_rows
-    batch = f"micro-batch: {shape.rows} x ({shape.prompt} + {shape.response}) tokens"
 
     def row(name: str, update: int, sampling: int) -> None:
         table.add_row(name, *(gigabytes(value) if value else "" for value in (update, sampling if rows else 0)))
@@ -96,15 +95,16 @@ def _memory(run: RunPlan) -> RenderableType:
     row("weights", memory.weights, memory.weights)
     row("gradients", memory.weights, 0)
     row("AdamW's moments", memory.optimizer, memory.optimizer)
-    row(batch, memory.micro_batch, 0)
+    row(f"micro-batch: {shape.rows} x ({shape.prompt} + {shape.response}) tokens", memory.micro_batch, 0)
     row(f"  of it one copy of its logits, {shape.rows} x {shape.response} x {model.vocabulary}", memory.logits, 0)
-    row(f"KV cache of {rows} responses", 0, rows * memory.cache_row)
-    row("logits of their next tokens", 0, rows * memory.draw_row)
+    if rows:
+        row(f"KV cache of {rows} responses", 0, rows * memory.cache_row)
+        row("logits of their next tokens", 0, rows * memory.draw_row)
     row("the process itself", PROCESS_BYTES, PROCESS_BYTES)
     table.add_section()
     row("at its peak ≤", memory.update + PROCESS_BYTES, memory.sampling + PROCESS_BYTES)
     free = "not known" if run.device.free is None else gigabytes(run.device.free)
-    table.add_row("free now", free, free if rows else "vLLM samples")
+    table.add_row("free now", free, free if rows else "")
     return table
 
 

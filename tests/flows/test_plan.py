@@ -238,6 +238,8 @@ UNWISE = [
     ({"judge": {**LLM, "price_per_million_input": None, "price_per_million_output": None, "max_cost": None}},
      "judge.price_per_million_input and price_per_million_output are not set"),
     ({"judge": {**LLM, "max_cost": None}}, "judge.max_cost is not set"),
+    ({"sampler": {"name": "vllm", "launch": {"python": "python"}}, "policy": {"device": "cuda"}},
+     "sampler.sleep false"),
     ({"judge": {**LLM, "max_cost": 1e-3}}, "judge.max_cost 0.001 stops the run"),
     ({"judge": {**LLM, "api_key_env": "NO_SUCH_KEY"}}, "NO_SUCH_KEY is not set"),
 ]  # fmt: skip
@@ -308,7 +310,11 @@ def test_arms_that_take_the_same_share_a_table(file):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--set", "steps=-1"], "steps"), (["--set", "sampling.prompts_per_step=99"], "16 training problems")],
+    [
+        (["--set", "steps=-1"], "steps"),
+        (["--set", "sampling.prompts_per_step=99"], "16 training problems"),
+        (["--set", "domain={name: countdown, path: no.csv, target: 24}"], "domain.path 'no.csv' cannot be read"),
+    ],
 )
 def test_a_bad_configuration_is_refused(file, arguments, said):
     result = cli(file(), *arguments)
