@@ -96,6 +96,33 @@ def train(
 
 
 @app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="YAML description of the run.")] = Path("configs/quickstart.yaml"),
+    root: RootOption = "artifacts",
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace a setting of the config, such as seed=1; repeatable.")
+    ] = None,
+) -> None:
+    """Say what a run would take and what of it will not work; nothing starts. Exits with 1 if something will not."""
+    from polyepo.config import ConfigError, load_config
+
+    console = Console()
+    _quiet_prefect()
+    try:
+        loaded = load_config(config, _settings(changes or []))
+        with console.status("planning") if console.is_terminal else contextlib.nullcontext():
+            from flows.plan import make_plan
+            from flows.plan.render import render
+
+            made = make_plan(loaded, config.stem, root)
+    except ConfigError as error:
+        _fail(console, str(error), code=2)
+    console.print(render(made))
+    if not made.fits:
+        raise typer.Exit(1)
+
+
+@app.command()
 def experiment(
     file: Annotated[Path, typer.Argument(help="YAML: a configuration, seeds, and arms if not the configuration's.")],
     name: Annotated[

@@ -80,10 +80,12 @@ def server(tmp_path_factory):
     )  # fmt: skip
     for _ in range(600):
         try:
-            if httpx.get(f"{environment['PREFECT_API_URL']}/health", timeout=1).json() is True:
+            if httpx.get(f"{environment['PREFECT_API_URL']}/health", timeout=10).json() is True:
                 break
         except httpx.HTTPError:
             time.sleep(0.2)
+    else:
+        pytest.fail("the Prefect server did not come up in two minutes")
     yield environment
     os.killpg(process.pid, signal.SIGTERM)
     process.wait(30)
@@ -101,6 +103,16 @@ def start(environment, code):
     return subprocess.Popen(
         [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def kill_at(process, progress, point, later):
+    """Kill a process `later` seconds after its progress has reached a point; it must not have ended by then."""
+    while progress() < point and process.poll() is None:
+        time.sleep(0.002)
+    time.sleep(later)
+    assert process.poll() is None, process.communicate()[0][-3000:]
+    process.kill()
+    process.wait()
 
 
 def start_flow(environment, config, root):

@@ -1,0 +1,330 @@
+"""What `polyepo plan` says beforehand, against what real steps then took."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, LlamaConfig, Qwen3Config
+from typer.testing import CliRunner
+
+from flows.cli import app
+from flows.plan import Device, _plan_run, findings, make_plan
+from flows.plan.amounts import PROCESS_BYTES, Problems, amounts, largest_micro_batch
+from flows.plan.model import ModelFacts, Shape, cache_bytes, load_model, micro_batch_bytes
+from polyepo.config import SamplingConfig, UpdateConfig, parse_config
+from polyepo.judges import Group
+from polyepo.policy.model import Policy, micro_batches
+from polyepo.policy.update import Batch, update
+from tasks.evaluate import evaluate, parts, read_evaluation
+from tests.conftest import small_config
+from tests.tasks.test_stages import start, train
+
+LLM = {
+    "name": "llm",
+    "model": "judge",
+    "base_url": "http://127.0.0.1:1/v1",
+    "price_per_million_input": 1.0,
+    "price_per_million_output": 2.0,
+    "max_cost": 1000,
+}
+
+
+def one(**changes):
+    return parse_config(small_config(**changes)).runs("run")["run"]
+
+
+def plan_of(**changes):
+    return _plan_run("run", one(**changes))
+
+
+def cli(path, *arguments):
+    return CliRunner().invoke(app, ["plan", str(path), *map(str, arguments)], env={"COLUMNS": "200"})
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(**changes):
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(small_config(**changes)))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of five steps in two shards, with its evaluations."""
+    config = one(steps=5, checkpoint_every=2, sampling={"shards": 2}, evaluation={"num_samples": 20, "every": 2})
+    run = start(str(tmp_path_factory.mktemp("plan")), config)
+    train(run)
+    for step in (0, 2, 4, 5):
+        evaluate.fn(run.store.root, run.name, step)
+    return run
+
+
+def bytes_below(root, *folders):
+    return sum(f.stat().st_size for folder in folders for f in Path(root, folder).rglob("*") if f.is_file())
+
+
+def test_a_plan_is_what_the_run_then_takes(finished):
+    run, plan = finished, _plan_run("run", finished.config)
+    rollouts = [
+        row
+        for step in range(1, 6)
+        for s in range(2)
+        for row in run.store.read_table(run.key("rollouts", step, s)).to_pylist()
+    ]
+    training, evaluation = plan.amounts.training, plan.amounts.evaluation
+    assert training.times * training.responses == len(rollouts)
+    sampled = sum(len(row["response_token_ids"]) for row in rollouts)
+    assert 0.5 * training.times * training.response_tokens < sampled <= training.times * training.response_tokens
+    assert plan.amounts.repeats == 5 * 4 / len(run.split("train"))
+    assert evaluation.times == len(run.store.steps(run.name, "evals", (("benchmark", "heldout"),), shard=0))
+    assert evaluation.responses == len(read_evaluation(run, "heldout", 5, []))
+    assert len(parts(run, "heldout", 5)) == 2
+    steps = run.store.steps(run.name, "checkpoints")
+    assert plan.amounts.checkpoints == len(steps) == 3
+    base = f"{run.store.root}/runs/run"
+    assert plan.amounts.checkpoint * 3 == pytest.approx(bytes_below(base, "checkpoints"), rel=0.02)
+    tables = bytes_below(base, "rollouts", "labels", "scores", "updates", "evals")
+    assert tables == pytest.approx(plan.amounts.records, rel=0.3)
+
+
+def test_nothing_is_written(file, tmp_path):
+    root = tmp_path / "root"
+    result = cli(file(), "--root", root)
+    assert result.exit_code == 0, result.output
+    assert not root.exists()
+    for said in ("1 of 6 steps", "2 checkpoints", "micro-batch: 16 x (4 + 8) tokens", "it fits"):
+        assert said in result.output
+
+
+def small_models():
+    sizes = {"vocab_size": 3000, "num_hidden_layers": 3}
+    llama = {**sizes, "hidden_size": 64, "intermediate_size": 200, "num_attention_heads": 4}
+    return [
+        LlamaConfig(**llama, num_key_value_heads=2, tie_word_embeddings=True),
+        Qwen3Config(**llama, num_key_value_heads=1, head_dim=32, tie_word_embeddings=False),
+        GPT2Config(vocab_size=3000, n_layer=2, n_embd=64, n_head=4),
+    ]
+
+
+def facts(config, dtype=torch.float32):
+    def build():
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+    model = build()
+    count = sum(p.numel() for p in model.parameters())
+    return ModelFacts(build, count, count * dtype.itemsize, config.max_position_embeddings, config.vocab_size)
+
+
+def allocated_at_peak(work):
+    """Bytes that torch's own allocator held at most while `work` ran, beyond those before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+    return max(np.cumsum(changes))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("config", small_models(), ids=lambda config: config.model_type)
+def test_the_updates_memory_is_what_the_allocator_then_held(config, dtype):
+    model = facts(config, dtype)
+    real = model.build().eval()
+    optimizer = torch.optim.AdamW(real.parameters(), lr=1e-4)
+    policy = Policy(real, None, optimizer, frozenset([0]))
+    rng = np.random.default_rng(0)
+    shape, rows = Shape(8, 20, 60), range(16)
+    batch = Batch(
+        [f"p{i // 4}" for i in rows],
+        [rng.integers(3000, size=shape.prompt).tolist() for _ in rows],
+        [rng.integers(3000, size=shape.response).tolist() for _ in rows],
+        [np.full(shape.response, -8, np.float32) for _ in rows],
+        rng.normal(size=16),
+    )
+    settings = UpdateConfig(micro_batch_tokens=shape.rows * (shape.prompt + shape.response))
+    sampling = SamplingConfig(prompts_per_step=4, num_responses=4, max_response_tokens=shape.response)
+    update(policy, batch, settings, sampling, 0)  # now AdamW has its moments
+    held = allocated_at_peak(lambda: update(policy, batch, settings, sampling, 0))
+    assert held == pytest.approx(model.weights + micro_batch_bytes(model, shape), rel=0.05)
+
+
+@pytest.mark.parametrize("config", small_models(), ids=lambda config: config.model_type)
+def test_the_cache_is_what_a_real_one_holds(config):
+    model = facts(config)
+    cache = DynamicCache(config=config)
+    with torch.no_grad():
+        model.build()(input_ids=torch.zeros(1, 50, dtype=torch.long), past_key_values=cache, use_cache=True)
+    real = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert cache_bytes(model, 50) == real
+
+
+def test_a_model_is_known_by_its_config_alone(tmp_path):
+    config = small_models()[1]
+    config.save_pretrained(tmp_path)
+    policy = one(policy={"warm_start": None, "model": str(tmp_path), "dtype": "bfloat16"}).policy
+    real = AutoModelForCausalLM.from_config(config)
+    found = load_model(policy, None)
+    assert found.num_parameters == real.num_parameters()
+    assert found.weights == 2 * found.num_parameters
+    assert found.positions == config.max_position_embeddings
+    plan = plan_of(policy={"warm_start": None, "model": str(tmp_path)})
+    assert plan.unknown == [f"lengths of the prompts: policy.model {str(tmp_path)!r} has no tokenizer with it"]
+
+
+def test_a_model_that_is_not_at_hand_is_not_known(file):
+    result = cli(file(policy={"warm_start": None, "model": "nobody/nothing"}))
+    assert result.exit_code == 0, result.output
+    assert "? not known: memory: policy.model 'nobody/nothing' is not at hand" in result.output
+    assert "response tokens" in result.output
+
+
+@given(st.data())
+def test_no_real_micro_batch_is_larger(data):
+    limits = data.draw(st.tuples(st.integers(1, 30), st.integers(1, 40)))
+    lengths = data.draw(st.lists(st.tuples(*(st.integers(1, limit) for limit in limits)), min_size=1, max_size=24))
+    budget = data.draw(st.integers(1, 300))
+    prompts, responses = 6, 4
+    config = one(
+        sampling={
+            "prompts_per_step": prompts,
+            "num_responses": responses,
+            "max_prompt_tokens": limits[0],
+            "max_response_tokens": limits[1],
+        },
+        update={"micro_batch_tokens": budget},
+    )
+    shape = largest_micro_batch(config, Problems([], [], {str(i): p for i, (p, _) in enumerate(lengths)}))
+    for group in micro_batches(lengths, budget):
+        assert len(group) * max(lengths[row][1] for row in group) <= shape.rows * shape.response
+
+
+def test_the_judges_calls_are_counted_and_priced():
+    config = one(steps=10, judge=LLM, evaluation={"num_samples": 20})
+    plan = _plan_run("run", config)
+    training, evaluation = plan.amounts.training, plan.amounts.evaluation
+    heldout = config.domain.problems("heldout")
+    assert (training.judge.calls, evaluation.judge.calls) == (4, 2 * len(heldout))
+    texts = [f"{i}" + "word " * 8 for i in range(4)]  # eight tokens, as long as a response may be
+    real = config.judge.estimate(config.domain, [Group(p, texts) for p in config.domain.problems("train")[:4]])
+    assert training.judge.prompt_tokens == pytest.approx(real.prompt_tokens, rel=0.1)
+    asked = 10 * training.judge.prompt_tokens + 2 * evaluation.judge.prompt_tokens
+    answered = 10 * training.judge.completion_tokens + 2 * evaluation.judge.completion_tokens
+    assert plan.amounts.judge_cost == pytest.approx((asked + 2 * answered) / 1e6)
+
+
+FATAL = [
+    ({"scoring": {"set_size": 4}}, "scoring.set_size 4 is sampling.num_responses"),
+    ({"scoring": {"set_size": 1}}, "scoring.set_size 1 with require_two_clusters"),
+    ({"scoring": {"num_sets": 1}}, "scoring.num_sets 1"),
+    ({"sampling": {"num_responses": 1}, "scoring": {"method": "grpo"}}, "sampling.num_responses 1"),
+    (
+        {"sampling": {"max_response_tokens": 505}},
+        "max_response_tokens 505 = 513 is more than the model's 512 positions",
+    ),
+    ({"sampling": {"max_prompt_tokens": 3}}, "20 prompts are empty or longer than sampling.max_prompt_tokens 3"),
+    ({"update": {"lr": 0.0}}, "update.lr 0"),
+]
+UNWISE = [
+    ({"policy": {"dtype": "bfloat16"}, "update": {"lr": 1e-6}}, "policy.dtype 'bfloat16' at update.lr 1e-06"),
+    ({"update": {"micro_batch_tokens": 11}}, "update.micro_batch_tokens 11 is less than one response"),
+    ({"scoring": {"num_sets": 3}}, "scoring.num_sets 3 of 6 sets"),
+    ({"judge": {**LLM, "price_per_million_input": None, "price_per_million_output": None, "max_cost": None}},
+     "judge.price_per_million_input and price_per_million_output are not set"),
+    ({"judge": {**LLM, "max_cost": None}}, "judge.max_cost is not set"),
+    ({"sampler": {"name": "vllm", "launch": {"python": "python"}}, "policy": {"device": "cuda"}},
+     "sampler.sleep false"),
+    ({"judge": {**LLM, "max_cost": 1e-3}}, "judge.max_cost 0.001 stops the run"),
+    ({"judge": {**LLM, "api_key_env": "NO_SUCH_KEY"}}, "NO_SUCH_KEY is not set"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "said"), FATAL, ids=[said for _, said in FATAL])
+def test_what_will_not_work_is_named(file, changes, said):
+    result = cli(file(**changes))
+    assert result.exit_code == 1, result.output
+    line = next(line for line in result.output.splitlines() if said in line)
+    assert line.startswith("✗")
+    assert "it fits" not in result.output
+
+
+@pytest.mark.parametrize(("changes", "said"), UNWISE, ids=[said for _, said in UNWISE])
+def test_what_is_unwise_is_named(file, changes, said):
+    result = cli(file(**changes))
+    assert result.exit_code == 0, result.output
+    assert said in result.output
+    assert "✗" not in result.output
+
+
+@pytest.mark.parametrize("scoring", [{"set_size": 4}, {"set_size": 1}, {"num_sets": 1}])
+def test_scorings_called_pointless_give_no_advantage(scoring):
+    from tasks.score import advantages
+
+    config = one(scoring=scoring)
+    rewards = np.array([[1.0, 0, 1, 0.5]])
+    clusters = np.array([[0, 1, 2, 0]])
+    assert not advantages(config.scoring, rewards, clusters, seed=0).any()
+    assert advantages(one().scoring, rewards, clusters, seed=0).any()
+
+
+def test_memory_that_is_too_small_says_what_would_fit():
+    config = one()
+    plan = _plan_run("run", config)
+    problems = Problems(config.domain.problems("train"), [], None)
+
+    def found(free):
+        return findings(config, problems, plan.model, plan.amounts, plan.memory, free)
+
+    assert found(10 * plan.memory.peak) == []
+    assert [finding.fatal for finding in found(plan.memory.peak)] == [False]
+    tight = found(plan.memory.peak - plan.memory.micro_batch // 2)
+    assert tight[0].fatal
+    assert "update.micro_batch_tokens 16384 should be at most 96" in tight[0].text
+    held = plan.memory.weights + plan.memory.optimizer + PROCESS_BYTES
+    crowded = found(held + int(8.5 * (plan.memory.cache_row + plan.memory.draw_row)))
+    assert all(finding.fatal for finding in crowded)
+    assert "sampling.batch_size 256 should be at most 8" in crowded[-1].text
+
+
+def test_a_disk_that_is_too_small(file, monkeypatch):
+    monkeypatch.setattr("flows.plan._free_disk", lambda root: 1000)
+    result = cli(file(), "--root", "somewhere")
+    assert result.exit_code == 1
+    assert "✗ root 'somewhere' has 1 kB free, and the runs need up to" in result.output
+
+
+def test_arms_that_take_the_same_share_a_table(file):
+    arms = {"grpo": {"scoring": {"method": "grpo"}}, "poly": {}, "long": {"steps": 12}}
+    config = parse_config(small_config(arms=arms))
+    plan = make_plan(config, "run", "artifacts")
+    assert [run.runs for run in plan.runs] == [["run-grpo", "run-poly"], ["run-long"]]
+    assert plan.fits
+    assert isinstance(plan.runs[0].device, Device)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "steps=-1"], "steps"),
+        (["--set", "sampling.prompts_per_step=99"], "16 training problems"),
+        (["--set", "domain={name: countdown, path: no.csv, target: 24}"], "domain.path 'no.csv' cannot be read"),
+    ],
+)
+def test_a_bad_configuration_is_refused(file, arguments, said):
+    result = cli(file(), *arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_every_step_of_a_zero_step_run():
+    plan = plan_of(steps=0)
+    assert plan.amounts.checkpoints == 0
+    assert plan.amounts.evaluation.times == 1
+    assert math.isclose(plan.amounts.repeats, 0)
+    assert amounts(one(steps=0), Problems(one().domain.problems("train"), [], None), None, None).checkpoint is None
