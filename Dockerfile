@@ -9,8 +9,7 @@ ENV PATH=/venv/bin:$PATH
 WORKDIR /app
 # torch goes first: it is the largest layer, and changes seldom.
 COPY constraints.txt .
-RUN if [ -n "$TORCH_INDEX" ]; then index="--extra-index-url $TORCH_INDEX"; fi; \
-    pip install -c constraints.txt $index torch
+RUN pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch
 COPY pyproject.toml README.md ./
 COPY polyepo polyepo
 COPY storage storage
@@ -29,5 +28,5 @@ WORKDIR /app
 COPY --chown=polyepo:polyepo prefect.yaml prefect.toml ./
 COPY --chown=polyepo:polyepo flows flows
 COPY --chown=polyepo:polyepo configs configs
-USER polyepo
+USER 10001
 CMD ["polyepo", "--help"]

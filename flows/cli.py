@@ -91,7 +91,7 @@ def train(
         f"\n  {_command('polyepo', 'report', name, '--root', root)}\n      figures and responses as a page"
         f"\n  {afresh}\n      the same again, from scratch"
         f"\n  {ui}\n      every step in the Prefect UI"
-        "\n  make stop\n      stop the server and the worker"
+        "\n  make stop\n      stop the server and the workers"
     )
 
 
@@ -532,7 +532,7 @@ def stop() -> None:
     from flows import local_stack
 
     stopped = local_stack.stop()
-    typer.echo("stopped " + " and ".join(stopped) if stopped else "nothing was running")
+    typer.echo("stopped " + ", ".join(stopped) if stopped else "nothing was running")
 
 
 stack = typer.Typer(no_args_is_help=True, help="The whole stack on this machine: PostgreSQL, S3, Prefect, workers.")

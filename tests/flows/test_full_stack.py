@@ -1,6 +1,5 @@
 """The whole stack on this machine: runs on S3 through PostgreSQL and workers that die, and nothing left behind."""
 
-import contextlib
 import os
 import shlex
 import signal
@@ -84,13 +83,8 @@ class Stack:
         """Once some steps are committed, and long before the last."""
         until(lambda: self.flow_run(flow_run_id)["state"]["type"] == "RUNNING", 120)
         run = self.flow_run(flow_run_id)["parameters"]["run"]
-
-        def trains() -> bool:
-            with contextlib.suppress(Exception):  # the run does not exist yet
-                return len(open_run(self.environment["POLYEPO_ROOT"], run).store.steps(run, "updates")) >= 3
-            return False
-
-        until(trains, 120)
+        store = storage.open_store(self.environment["POLYEPO_ROOT"])
+        until(lambda: len(store.steps(run, "updates")) >= 3, 120)
         if and_its_worker:
             os.kill(self.pid("gpu-worker"), signal.SIGKILL)
         os.kill(int(self.flow_run(flow_run_id)["infrastructure_pid"]), signal.SIGKILL)
@@ -114,7 +108,7 @@ def stack(postgres_folder):
 @pytest.fixture(scope="module")
 def config(postgres_folder):
     path = postgres_folder / "small.yaml"
-    path.write_text(yaml.safe_dump(small_config(steps=20, checkpoint_every=7, sampling={"shards": 2})))
+    path.write_text(yaml.safe_dump(small_config(steps=30, checkpoint_every=7, sampling={"shards": 2})))
     return path
 
 
@@ -200,9 +194,9 @@ def test_the_same_command_goes_on_from_the_store(stack, config, weights):
 def test_sql_sees_the_runs_on_s3(stack):
     query = "SELECT run, count(*) AS steps FROM updates WHERE run IN ('killed', 'orphan') GROUP BY run ORDER BY run"
     output = stack.call("polyepo", "sql", "-c", query, "--format", "csv")
-    assert output.split() == ["run,steps", "killed,20", "orphan,20"]
+    assert output.split() == ["run,steps", "killed,30", "orphan,30"]
     catalog = storage.connect(stack.environment["POLYEPO_ROOT"])
-    assert catalog.sql(query).fetchall() == [("killed", 20), ("orphan", 20)]
+    assert catalog.sql(query).fetchall() == [("killed", 30), ("orphan", 30)]
 
 
 @pytest.mark.parametrize("written", ["postgres.pid", "server.pid", "gpu-worker.pid"])
