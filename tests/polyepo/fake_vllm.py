@@ -5,6 +5,7 @@ Also a program that takes the arguments of vLLM's API server, for tests of launc
 
 import argparse
 import contextlib
+import copy
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_model
 from transformers import AutoModelForCausalLM
 
 from polyepo.config import SamplingConfig
@@ -35,6 +37,17 @@ def biased(model, biases):
     hook = model.register_forward_hook(add)
     yield
     hook.remove()
+
+
+def with_weights(model, folder):
+    """A copy of a model with the weights of a folder.
+
+    Not by `from_pretrained`: that replaces methods of transformers' classes for a while, and threads that do it at once
+    leave `tie_weights` replaced for good.
+    """
+    loaded = copy.deepcopy(model)
+    load_model(loaded, folder / "model.safetensors", strict=False)  # a tied head may be there by its own name
+    return loaded
 
 
 class FakeVLLM(ThreadingHTTPServer):
@@ -124,7 +137,7 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/collective_rpc":
             assert body["method"] == "reload_weights"
             if not server.deaf:
-                server.model = AutoModelForCausalLM.from_pretrained(body["kwargs"]["weights_path"]).eval()
+                server.model = with_weights(server.initial, Path(body["kwargs"]["weights_path"]))
             return self.reply({"results": [None]})
         if path == "/reset_prefix_cache":
             return self.reply({"success": True})
