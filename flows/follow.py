@@ -17,7 +17,7 @@ import stamina
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from flows import local_stack
+from flows import local_stack, processes
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
@@ -116,13 +116,13 @@ class Followed:
         if state["type"] in _FINAL:
             self.state = dict(state)
             return
-        worker = local_stack.is_alive("worker")
+        worker = processes.is_alive("gpu-worker")
         if worker or not _is_gone(flow_run):
             self._alive = now
         elif now - self._alive > _GONE_SECONDS:
             _set_crashed(client, self.flow_run_id)
         if state["type"] == "SCHEDULED" and not worker:
-            log = local_stack.STATE / "worker.log"
+            log = local_stack.STATE / "gpu-worker.log"
             if self._restarts == _WORKER_RESTARTS:
                 raise local_stack.StackError(f"the Prefect worker ends again and again; see {log}")
             self._restarts += 1
@@ -214,7 +214,7 @@ def _is_gone(flow_run: dict[str, Any]) -> bool:
         # A worker that was killed between taking a run and starting it.
         since = datetime.fromisoformat(state["timestamp"].replace("Z", "+00:00"))
         return state["type"] == "PENDING" and (datetime.now(UTC) - since).total_seconds() > 60
-    return pid.isdecimal() and "prefect" not in local_stack.command_line(int(pid))
+    return pid.isdecimal() and "prefect" not in processes.command_line(int(pid))
 
 
 def _set_crashed(client: httpx.Client, flow_run_id: str) -> None:

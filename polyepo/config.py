@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from polyepo.advantages import MAX_ENUMERATED_SETS
 from polyepo.domains import AnyDomain, Domain
 from polyepo.judges import AnyJudge, Judge
 from polyepo.objectives import MeanReward, PassAtN, Polychromic
+
+_MIN_BFLOAT16_LR = 1e-5
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -61,6 +63,9 @@ class PolicyConfig(Section):
     """A Hugging Face causal language model: a local directory, or a hub id."""
     warm_start: WarmStart | None = None
     trust_remote_code: bool = False
+    chat_template_kwargs: dict[str, bool | int | float | str] = Field({}, exclude_if=lambda kwargs: not kwargs)
+    """Further variables of the tokenizer's chat template, such as {enable_thinking: false}, for prompts that are chat
+    messages."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights that are updated. bfloat16 rounds most updates of a small learning rate away."""
     device: str = "auto"
@@ -73,6 +78,14 @@ class PolicyConfig(Section):
         if (self.model is None) == (self.warm_start is None):
             raise ValueError("set exactly one of policy.model (a directory or hub id) and policy.warm_start")
         return self
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _kwargs_are_the_templates(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        ours = {"messages", "add_generation_prompt", "continue_final_message", "tokenize", "return_dict"}
+        if taken := ours & set(kwargs):
+            raise ValueError(f"{min(taken)!r} cannot be set: the sampler does")
+        return kwargs
 
 
 class SamplingConfig(Section):
@@ -156,7 +169,23 @@ class VLLMSampling(Section):
 AnySampling = Annotated[TransformersSampling | VLLMSampling, Field(discriminator="name")]
 
 
-class SetScoring(Section):
+class OverlongPenalty(Section):
+    """The soft overlong punishment of DAPO (arXiv 2503.14476): long responses lose reward before sets are scored.
+
+    Up to max_response_tokens - buffer_tokens nothing; from there on linearly, `factor` at max_response_tokens.
+    """
+
+    buffer_tokens: int = Field(ge=1)
+    factor: float = Field(1.0, gt=0)
+
+
+class AnyMethod(Section):
+    """What every scoring has."""
+
+    overlong_penalty: OverlongPenalty | None = Field(None, exclude_if=lambda penalty: penalty is None)
+
+
+class SetScoring(AnyMethod):
     """Marginal set advantages of a set objective (Poly-EPO)."""
 
     method: Literal["poly_epo"] = "poly_epo"
@@ -176,13 +205,13 @@ class SetScoring(Section):
         return PassAtN() if self.objective == "pass_at_n" else MeanReward()
 
 
-class GRPOScoring(Section):
+class GRPOScoring(AnyMethod):
     """A_i = r_i - mean r."""
 
     method: Literal["grpo"]
 
 
-class GRPODivScoring(Section):
+class GRPODivScoring(AnyMethod):
     """A_i = z_i - mean z, with z_i = r_i + weight * d_i: an additive diversity bonus per response."""
 
     method: Literal["grpo_div"]
@@ -217,12 +246,17 @@ class UpdateConfig(Section):
     clip_high: float = Field(0.28, ge=0)
     loss_norm: Literal["constant", "response", "token"] = "constant"
     """Token losses are divided by: max_response_tokens (Dr.GRPO), the response's length (GRPO) or all tokens (DAPO)."""
+    overlong_filtering: bool = Field(False, exclude_if=lambda filtering: not filtering)
+    """Leave truncated responses out of the loss and of all that it is divided by (DAPO). They count in the advantages
+    of their prompt; `scoring.overlong_penalty` changes rewards instead."""
     prompts_per_minibatch: int | None = Field(None, ge=1)
     """Prompts per optimizer step; all of the batch if not given."""
     epochs: int = Field(1, ge=1)
     """Passes over each batch."""
     micro_batch_tokens: int = Field(16384, ge=1)
     """Padded tokens per forward pass; the update is the same for any value."""
+    gradient_checkpointing: bool = Field(False, exclude_if=lambda checkpointing: not checkpointing)
+    """Keep each layer's input alone and compute the rest again in the backward pass: the same update, less memory."""
     importance_cap: float | None = Field(None, gt=0)
     """Truncated importance sampling: cap of trainer/sampler probability ratios; off if not given."""
 
@@ -267,8 +301,7 @@ class RunConfig(Section):
                 f"update.prompts_per_minibatch {update.prompts_per_minibatch} must not exceed "
                 f"sampling.prompts_per_step {sampling.prompts_per_step}"
             )
-        if isinstance(self.scoring, SetScoring):
-            check_sets(self.scoring, sampling.num_responses)
+        check_scoring(self.scoring, sampling)
         if self.policy.warm_start and not hasattr(self.domain, "demonstration"):
             raise ValueError(
                 f"policy.warm_start needs a domain with demonstrations, and {self.domain.name!r} has none: "
@@ -297,7 +330,8 @@ class Config(RunConfig):
         for name in self.arms:
             if not RUN_NAME.fullmatch(name):
                 raise ValueError(f"arms: name {name!r} must be letters, digits, '.', '_' and '-'")
-        self.runs("check")
+        for run in self.runs("check").values():
+            _check_updates_survive(run)
         return self
 
     def runs(self, run: str) -> dict[str, RunConfig]:
@@ -382,7 +416,29 @@ def _explain(error: Any) -> str:
     return f"  {where}: {message}{shown}"
 
 
-def check_sets(scoring: SetScoring, num_responses: int) -> None:
+def _check_updates_survive(run: RunConfig) -> None:
+    """Raise ValueError if the updates would be rounded away. Runs that exist already are opened all the same."""
+    if run.steps and run.policy.dtype == "bfloat16" and 0 < run.update.lr < _MIN_BFLOAT16_LR:
+        raise ValueError(
+            f"policy.dtype bfloat16 with update.lr {run.update.lr:g}: an optimizer step changes a weight by about lr, "
+            f"and bfloat16 rounds that away for every weight above {run.update.lr * 2**9:.0e}; set policy.dtype: "
+            f"float32, or a learning rate of at least {_MIN_BFLOAT16_LR:g}"
+        )
+
+
+def check_scoring(scoring: Scoring, sampling: SamplingConfig) -> None:
+    """Raise ValueError if responses that are sampled so cannot be scored so."""
+    penalty, limit = scoring.overlong_penalty, sampling.max_response_tokens
+    if penalty and penalty.buffer_tokens > limit:
+        raise ValueError(
+            f"scoring.overlong_penalty.buffer_tokens {penalty.buffer_tokens} must not exceed "
+            f"sampling.max_response_tokens {limit}"
+        )
+    if isinstance(scoring, SetScoring):
+        _check_sets(scoring, sampling.num_responses)
+
+
+def _check_sets(scoring: SetScoring, num_responses: int) -> None:
     """Raise ValueError if sets of n, or K of them, cannot be drawn from N responses."""
     if scoring.set_size > num_responses:
         raise ValueError(

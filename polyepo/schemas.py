@@ -8,7 +8,8 @@ from __future__ import annotations
 import pyarrow as pa
 
 # 2: evals have strategies. 3: labels have rationale, truncated, agreement; judge_calls finish_reason, cost.
-SCHEMA_VERSION = 3
+# 4: scores have overlong_penalty.
+SCHEMA_VERSION = 4
 
 
 def _schema(*fields: tuple[str, pa.DataType] | pa.Field) -> pa.Schema:
@@ -101,6 +102,7 @@ SCORES = _schema(
     _nullable("cluster", INT32),
     ("degenerate", BOOL),
     _nullable("advantage", F64),  # null only in imported scores
+    _nullable("overlong_penalty", F64),  # taken from the reward for the advantages; null if the scoring has none
 )
 
 # One row per step.

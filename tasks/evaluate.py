@@ -18,8 +18,9 @@ from prefect.cache_policies import NO_CACHE
 
 from polyepo.config import ConfigError, EvaluationConfig, PolicyConfig, RunConfig, SamplingConfig, load_config
 from polyepo.domains import Domain, Maths, Problem
+from polyepo.domains.leakage import leaks
 from polyepo.judges import AnswerJudge, AnyJudge, CallLog, Group, Judge, Label, ProgramJudge
-from polyepo.policy.model import encode_prompt
+from polyepo.policy.model import check_prompt_tokens
 from polyepo.schemas import EVALS
 from storage import ArtifactKey, open_store
 from storage.layout import check_name
@@ -206,13 +207,7 @@ def add_benchmark(run: Run, benchmark: str, step: int) -> Benchmark:
     except ValueError as error:
         raise ConfigError(f"benchmark {benchmark!r}: {error}") from None
     problems.sort(key=lambda problem: problem.problem_id)
-    tokenizer, limit = policy_at(run, step).tokenizer, run.config.sampling.max_prompt_tokens
-    for problem in problems:
-        if not 0 < (length := len(encode_prompt(tokenizer, problem))) <= limit:
-            raise ConfigError(
-                f"benchmark {benchmark!r}: the prompt of problem {problem.problem_id!r} has {length} tokens; "
-                f"it must have between 1 and sampling.max_prompt_tokens {limit}"
-            )
+    check_prompt_tokens(policy_at(run, step), problems, run.config.sampling, f"benchmark {benchmark!r}")
     commit_problems(run.store, run.name, [(name, p) for p in problems], run.provenance(None), benchmark=name)
     found = open_benchmark(run, name)
     if list(found.problems) != problems:
@@ -221,6 +216,18 @@ def add_benchmark(run: Run, benchmark: str, step: int) -> Benchmark:
             "give the file another name"
         )
     return found
+
+
+def leakage(run: Run, benchmark: Benchmark) -> str | None:
+    """What to say if the run was trained on problems of a benchmark; None if it was not."""
+    leaked = leaks(run.split("train"), benchmark.problems)
+    if not leaked:
+        return None
+    trained, evaluated = leaked[0]
+    return (
+        f"{len(leaked)} of {len(benchmark.problems)} problems of {benchmark.name} are training problems of {run.name}, "
+        f"such as {evaluated!r}, which is {trained!r}: the policy has seen them"
+    )
 
 
 def benchmark_name(benchmark: str) -> str:
@@ -243,7 +250,7 @@ def benchmark_name(benchmark: str) -> str:
 def _maths(config: RunConfig, path: str) -> Maths:
     """The run's own way with mathematics, if it has one, on another file."""
     if isinstance(config.domain, Maths):
-        return config.domain.model_copy(update={"path": path, "heldout_path": None})
+        return config.domain.of_file(path)
     return Maths(path=path)
 
 

@@ -12,9 +12,9 @@ from prefect.cache_policies import NO_CACHE
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from polyepo.config import ConfigError, RunConfig, digest
+from polyepo.config import RunConfig, digest
 from polyepo.policy.checkpoint import load_checkpoint, save_checkpoint
-from polyepo.policy.model import Policy, encode_prompt, limit_threads, load_policy
+from polyepo.policy.model import Policy, check_context, check_prompt_tokens, limit_threads, load_policy
 from polyepo.policy.update import Batch, UpdateMetrics, update
 from polyepo.policy.warm_start import warm_start as train_warm_start
 from storage import ModelKey, Provenance, Store, open_store
@@ -95,14 +95,16 @@ def training_batch(run: Run, step: int, scoring_id: str | None = None) -> Batch:
     row_of = {key: row for row, key in enumerate(zip(problem_ids, samples, strict=True))}
     prompts: list[list[int]] = [[]] * len(row_of)
     responses, logprobs = list(prompts), [np.empty(0, np.float32)] * len(row_of)
-    columns = ["problem_id", "sample", "prompt_token_ids", "response_token_ids", "sampler_logprobs"]
+    truncated = np.zeros(len(row_of), dtype=bool)
+    columns = ["problem_id", "sample", "prompt_token_ids", "response_token_ids", "sampler_logprobs", "finish_reason"]
     for shard in range(run.config.sampling.shards):
         rollouts = run.store.read_table(run.key("rollouts", step, shard), columns=columns)
         values = (rollouts[name].to_pylist() for name in columns)
-        for problem_id, sample, prompt, response, logprob in zip(*values, strict=True):
+        for problem_id, sample, prompt, response, logprob, reason in zip(*values, strict=True):
             row = row_of[(problem_id, sample)]
             prompts[row], responses[row], logprobs[row] = prompt, response, np.array(logprob, np.float32)
-    return Batch(problem_ids, prompts, responses, logprobs, scores["advantage"].to_numpy())
+            truncated[row] = reason == "length"
+    return Batch(problem_ids, prompts, responses, logprobs, scores["advantage"].to_numpy(), truncated)
 
 
 @task(name="checkpoint", task_run_name="checkpoint {name} {step}", cache_policy=NO_CACHE, persist_result=False)
@@ -142,16 +144,10 @@ def warm_start_digest(config: RunConfig) -> str:
 
 
 def check_prompts(run: Run) -> None:
-    """Raise ConfigError if any prompt is empty or longer than the limit in the policy's own tokens."""
-    tokenizer = policy_at(run, _last_version(run)).tokenizer
-    limit = run.config.sampling.max_prompt_tokens
-    for problem in run.problems.values():
-        length = len(encode_prompt(tokenizer, problem))
-        if not 0 < length <= limit:
-            raise ConfigError(
-                f"domain: the prompt of problem {problem.problem_id!r} has {length} tokens; "
-                f"it must have between 1 and sampling.max_prompt_tokens {limit}"
-            )
+    """Raise ConfigError if the run's prompts, or its limits on them and on responses, do not fit the policy."""
+    policy = policy_at(run, _last_version(run))
+    check_context(policy.model, run.config.sampling)
+    check_prompt_tokens(policy, run.problems.values(), run.config.sampling, "domain")
 
 
 def load_tokenizer(run: Run) -> Any:

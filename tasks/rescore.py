@@ -7,7 +7,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from polyepo.config import AnyScoring, ConfigError, Scoring, SetScoring, check_sets, validated
+from polyepo.config import AnyScoring, ConfigError, Scoring, SetScoring, check_scoring, validated
 from polyepo.domains import AnyDomain
 from polyepo.judges import AnyJudge
 from tasks.judge import commit_labels
@@ -41,11 +41,10 @@ def choose_scoring(run: Run, scoring: dict[str, Any] | None, objective: str | No
     if changes and base.get("method") != "poly_epo":
         base = SetScoring().model_dump(mode="json")
     chosen = validated(AnyScoring, base | changes, "scoring")
-    if isinstance(chosen, SetScoring):
-        try:
-            check_sets(chosen, run.config.sampling.num_responses)
-        except ValueError as error:
-            raise ConfigError(f"run {run.name!r} cannot be scored so: {error}") from None
+    try:
+        check_scoring(chosen, run.config.sampling)
+    except ValueError as error:
+        raise ConfigError(f"run {run.name!r} cannot be scored so: {error}") from None
     return chosen
 
 

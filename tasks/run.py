@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from polyepo.config import ConfigError, RunConfig, differences
 from polyepo.domains import Problem
+from polyepo.domains.leakage import leaks
 from polyepo.judges import Judge
 from polyepo.schemas import PROBLEMS
 from polyepo.seeds import derive_seed
@@ -129,12 +130,19 @@ def create_or_resume(root: str, name: str, config: RunConfig) -> Run:
 
 
 def check_problems(splits: dict[str, list[Problem]], config: RunConfig) -> None:
-    """Raise ConfigError if ids are empty or repeated, or the training split is smaller than a step."""
+    """Raise ConfigError if ids are empty or repeated, the splits overlap, or training is smaller than a step."""
     ids = Counter(problem.problem_id for problems in splits.values() for problem in problems)
     if "" in ids:
         raise ConfigError("domain: a problem has an empty problem_id; every problem needs an id of its own")
     if repeated := [problem_id for problem_id, count in ids.items() if count > 1]:
         raise ConfigError(f"domain: problem_id {repeated[0]!r} occurs {ids[repeated[0]]} times; ids must be unique")
+    if config.steps and (leaked := leaks(splits["train"], splits["heldout"])):
+        trained, heldout = leaked[0]
+        raise ConfigError(
+            f"domain: {len(leaked)} of {len(splits['heldout'])} held-out problems are training problems by their text, "
+            f"such as {heldout!r}, which is {trained!r}; remove them, or leave them out of training by "
+            "domain.unusable: drop"
+        )
     if len(splits["train"]) < config.sampling.prompts_per_step:
         raise ConfigError(
             f"sampling.prompts_per_step {config.sampling.prompts_per_step} must not exceed the "

@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 
 from polyepo.config import RunConfig, VLLMSampling
 from polyepo.domains import Problem
-from polyepo.policy.model import Policy, encode_prompt
+from polyepo.policy.model import Policy
 from polyepo.samplers.base import Sampler
 from polyepo.samplers.transformers import TransformersSampler
 from polyepo.schemas import ROLLOUTS
@@ -45,7 +45,7 @@ def sample_rows(
     seeds = [
         [derive_seed(run.config.seed, purpose, step, problem.problem_id, i) for i in numbers] for problem in problems
     ]
-    prompts = [encode_prompt(policy.tokenizer, problem) for problem in problems]
+    prompts = [policy.encode(problem) for problem in problems]
     groups = _sampler(run.config, policy).sample(prompts, seeds)
     samples = [sample for group in groups for sample in group]
     texts = policy.tokenizer.batch_decode([s.token_ids for s in samples], skip_special_tokens=True)

@@ -55,18 +55,21 @@ def score_table(run: Run, scoring: Scoring, judge: Judge, step: int, verifier: D
     """The scores table of a step from its committed rollouts and a judge's labels."""
     rows: list[dict[str, Any]] = []
     for shard in range(run.config.sampling.shards):
-        rollouts = run.store.read_table(run.key("rollouts", step, shard), ["problem_id", "sample", "response"])
+        rollouts = run.store.read_table(
+            run.key("rollouts", step, shard), ["problem_id", "sample", "response", "response_token_ids"]
+        )
         labels = run.store.read_table(
             run.labels_key(step, shard, judge), ["problem_id", "sample", "cluster", "degenerate", "status"]
         )
         label_of = {(label["problem_id"], label["sample"]): label for label in labels.to_pylist()}
         rows += [row | label_of[(row["problem_id"], row["sample"])] for row in rollouts.to_pylist()]
     verdicts = _verdicts(run, step, rows, verifier or run.config.domain)
+    penalties = overlong_penalties(run, scoring, rows)
     seed = derive_seed(run.config.seed, "sets", step)
     values = np.zeros(len(rows))
     # Groups have one size, but for rollouts that were imported.
     for members in _groups_by_size(rows):
-        rewards_PN = np.array([[verdicts[row].reward for row in group] for group in members])
+        rewards_PN = np.array([[verdicts[row].reward - penalties[row] for row in group] for group in members])
         flat = [rows[row] for group in members for row in group]
         clusters_PN, labelled_P = cluster_matrix(flat, len(members[0]), judge.missing_labels.policy)
         advantages_PN = advantages(scoring, rewards_PN, clusters_PN, seed)
@@ -87,8 +90,9 @@ def score_table(run: Run, scoring: Scoring, judge: Judge, step: int, verifier: D
                 "reward": verdict.reward,
                 "parsed_answer": verdict.parsed_answer,
                 "advantage": advantage,
+                "overlong_penalty": penalty if scoring.overlong_penalty else None,
             }
-            for row, verdict, advantage in zip(rows, verdicts, values, strict=True)
+            for row, verdict, advantage, penalty in zip(rows, verdicts, values, penalties, strict=True)
         ],
         schema=SCORES,
     )
@@ -154,6 +158,24 @@ def cluster_matrix(
         return np.array(own, dtype=np.int64).reshape(shape), np.ones(len(rows) // num_responses, dtype=bool)
     complete: np.ndarray = np.asarray(labelled.reshape(shape).all(axis=1))
     return np.array(clusters, dtype=np.int64).reshape(shape), complete
+
+
+def overlong_penalties(run: Run, scoring: Scoring, rows: list[dict[str, Any]]) -> np.ndarray:
+    """What each response of rollout rows loses for its length, (R,); zeros if the scoring has no penalty.
+
+    Raises:
+        ConfigError: the rollouts were imported without their tokens.
+    """
+    penalty, limit = scoring.overlong_penalty, run.config.sampling.max_response_tokens
+    if penalty is None:
+        return np.zeros(len(rows))
+    if any(row["response_token_ids"] is None for row in rows):
+        raise ConfigError(
+            f"scoring.overlong_penalty needs lengths in tokens, and run {run.name!r} was imported without token ids"
+        )
+    lengths_R = np.array([len(row["response_token_ids"]) for row in rows])
+    excess_R = lengths_R - (limit - penalty.buffer_tokens)
+    return penalty.factor * np.clip(excess_R / penalty.buffer_tokens, 0, 1)
 
 
 def advantages(scoring: Scoring, rewards_PN: np.ndarray, clusters_PN: np.ndarray, seed: int) -> np.ndarray:

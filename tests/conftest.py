@@ -64,15 +64,6 @@ def small_config(**changes):
     return config
 
 
-# moto looks whether an object is there, then writes it: one thread makes that as atomic as it is on S3.
-S3_SERVER = """
-import sys
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import run_simple
-run_simple("127.0.0.1", int(sys.argv[1]), DomainDispatcherApplication(create_backend_app), threaded=False)
-"""
-
-
 @pytest.fixture(scope="session")
 def s3():
     """A bucket of a real S3 server; from its start on the environment names the server."""
@@ -80,7 +71,7 @@ def s3():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = subprocess.Popen(
-        [sys.executable, "-c", S3_SERVER, str(port)],
+        [sys.executable, "-I", str(Path(__file__).parents[1] / "flows" / "s3_server.py"), str(port)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     url = f"http://127.0.0.1:{port}"

@@ -164,7 +164,7 @@ def memory(config: RunConfig, problems: Problems, model: ModelFacts) -> Memory:
         rows = min(rows, -(-sampling.prompts_per_step // sampling.shards) * sampling.num_responses)
     return Memory(
         weights=model.weights,
-        micro_batch=micro_batch_bytes(model, shape),
+        micro_batch=micro_batch_bytes(model, shape, config.update.gradient_checkpointing),
         shape=shape,
         logits=4 * shape.rows * shape.response * model.vocabulary,
         sampled_rows=rows,

@@ -14,8 +14,6 @@ from polyepo.judges.llm.limits import JudgeError
 
 # malloc and CUDA's allocator keep freed pieces that fit nowhere: up to 1.4 times what is used was seen on the CPU.
 _ALLOCATOR = 1.4
-# bfloat16 has 8 significant bits: what is less than 1/512 of a weight is rounded away, and weights are about 0.02.
-_SMALLEST_BFLOAT16_LR = 0.02 / 512
 _MANY_REPEATS = 20
 
 
@@ -134,15 +132,9 @@ def _judge(config: RunConfig, found: Amounts) -> Iterator[Finding]:
 
 
 def _update(config: RunConfig, problems: Problems) -> Iterator[Finding]:
-    policy, update, sampling = config.policy, config.update, config.sampling
+    update, sampling = config.update, config.sampling
     if update.lr == 0:
         yield Finding(True, "update.lr 0: nothing is learnt; it must be positive")
-    if policy.dtype == "bfloat16" and 0 < update.lr < _SMALLEST_BFLOAT16_LR:
-        yield Finding(
-            False,
-            f"policy.dtype 'bfloat16' at update.lr {update.lr:g}: a step moves a weight by about lr, and bfloat16 "
-            "rounds away what is less than 1/512 of the weight: most updates are lost; it should be 'float32'",
-        )
     row = problems.longest(sampling.max_prompt_tokens) + sampling.max_response_tokens
     if update.micro_batch_tokens < row:
         yield Finding(

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 
 from polyepo.config import PolicyConfig, RunConfig
 from polyepo.policy import warm_start
-from polyepo.policy.model import response_logprobs
+from polyepo.policy.model import gradient_checkpointing, response_logprobs
 
 
 class UnknownError(Exception):
@@ -91,7 +91,7 @@ def load_model(policy: PolicyConfig, tokenizer: Any) -> ModelFacts:
     )
 
 
-def micro_batch_bytes(model: ModelFacts, shape: Shape) -> int:
+def micro_batch_bytes(model: ModelFacts, shape: Shape, checkpointing: bool = False) -> int:
     """Memory of one micro-batch's forward and backward pass at its peak, beyond weights and gradients.
 
     Raises:
@@ -104,8 +104,9 @@ def micro_batch_bytes(model: ModelFacts, shape: Shape) -> int:
             for parameter in fake.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             before = live.peak = live.now
-            logprobs_BR, _, _ = response_logprobs(fake, prompts, responses, 1.0)
-            logprobs_BR.sum().backward()
+            with gradient_checkpointing(fake, checkpointing):
+                logprobs_BR, _, _ = response_logprobs(fake, prompts, responses, 1.0)
+                logprobs_BR.sum().backward()
     except (RuntimeError, NotImplementedError) as error:
         raise UnknownError(f"a micro-batch's memory: {_first(error)}") from None
     return live.peak - before

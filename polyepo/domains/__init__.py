@@ -8,10 +8,15 @@ from polyepo.domains.base import Demonstrated, Domain, Problem, Split, Strategy,
 from polyepo.domains.countdown import Countdown
 from polyepo.domains.maths import Maths
 from polyepo.domains.multiplication import Multiplication
+from polyepo.domains.multiplication_words import MultiplicationWords
 from polyepo.domains.polynomial import Polynomial
+from polyepo.domains.polynomial_words import PolynomialWords
 from polyepo.domains.ungraded import Ungraded
 
-AnyDomain = Annotated[Polynomial | Multiplication | Countdown | Maths | Ungraded, Field(discriminator="name")]
+AnyDomain = Annotated[
+    Polynomial | PolynomialWords | Multiplication | MultiplicationWords | Countdown | Maths | Ungraded,
+    Field(discriminator="name"),
+]
 
 __all__ = [
     "AnyDomain",
@@ -20,7 +25,9 @@ __all__ = [
     "Domain",
     "Maths",
     "Multiplication",
+    "MultiplicationWords",
     "Polynomial",
+    "PolynomialWords",
     "Problem",
     "Split",
     "Strategy",

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from polyepo.domains.base import Domain, Problem, Prompt, Split, Strategy, Verdict
+from polyepo.domains.base import Problem, Prompt, Split, Strategy, Verdict
+from polyepo.domains.dataset import ColumnFilter, read_rows, value_at
 from polyepo.domains.equivalence import EquivalencePool
+from polyepo.domains.leakage import leaks
+from polyepo.domains.prompted import Prompted
 from polyepo.domains.text import split_problems
+
+_log = logging.getLogger(__name__)
 
 _PROBLEM_COLUMNS = ("problem", "question", "prompt")
 _ANSWER_COLUMNS = ("answer", "final_answer", "expected_answer", "solution", "reward_model")
@@ -22,11 +27,13 @@ _ID_COLUMNS = ("unique_id", "problem_id", "id", "extra_info")
 _MAX_ANSWER_CHARACTERS = 200
 _ANSWER_LINE = re.compile(r"(?:^|\n)[ \t]*\**(?:final )?answer\**\s*:\**[ \t]*([^\n]+)", re.IGNORECASE)
 _DOLLARS = re.compile(r"(?<!\\)\$+([^$]+?)(?<!\\)\$+")
+_NUMBERS = re.compile(r"(?<![_^])[0-9]|[+*/]")
 _NUMBER = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?")
+_BARE_BOX = re.compile(r"\\boxed\s+([^\s{$.]+)")  # \boxed 5, in solutions of MATH
 _GSM8K_ANSWER = re.compile(r"####[ \t]*([^\n]+)")
 
 
-class Maths(Domain):
+class Maths(Prompted):
     r"""Problems from a JSONL or Parquet file; GSM8K, MATH-500 and verl's layout load without edits.
 
     The answer is read from \boxed{...}, else from an "Answer: ..." or "#### ..." line; responses that give two
@@ -36,13 +43,27 @@ class Maths(Domain):
 
     name: Literal["maths"] = "maths"
     path: str
+    """JSONL or Parquet file; or, with the `datasets` library, what it loads: a hub id, a folder."""
+    subset: str | None = Field(None, exclude_if=lambda subset: subset is None)
+    """Of a data set that has several, such as "main" of openai/gsm8k."""
+    split: str | None = Field(None, exclude_if=lambda split: split is None)
+    """Of a data set; "train" if not given."""
     heldout_path: str | None = None
-    """File of held-out problems; a share of `path` if not given."""
+    """Held-out problems, as `path`; a share of `path` if neither this nor `heldout_split` is given."""
+    heldout_subset: str | None = Field(None, exclude_if=lambda subset: subset is None)
+    heldout_split: str | None = Field(None, exclude_if=lambda split: split is None)
+    """Of `heldout_path`, or of `path` if there is none."""
+    filters: dict[str, ColumnFilter] = Field({}, exclude_if=lambda filters: not filters)
+    """Problems of `path` that stay, by column: {level: {min: 3}} or {subject: {values: [Algebra]}}."""
+    unusable: Literal["refuse", "drop"] = Field("refuse", exclude_if=lambda choice: choice == "refuse")
+    """Rows without an answer, rows that repeat another, and training problems whose text is that of a held-out one:
+    refuse to start, or leave them out."""
     problem_column: str | None = None
     answer_column: str | None = None
     id_column: str | None = None
     template: str = "{problem}\nReason step by step and put the final answer in \\boxed{}.\n"
-    """Text around each problem: {problem} is replaced, other braces stay."""
+    """Text around each problem: {problem} is replaced, other braces stay. Problems that are chat messages are
+    asked as they are."""
     heldout_fraction: float = Field(0.1, gt=0, lt=1)
     split_seed: int = 0
     num_workers: int = Field(2, ge=1)
@@ -50,24 +71,36 @@ class Maths(Domain):
     timeout_s: float = Field(5.0, gt=0)
     """Seconds after which a comparison is stopped and counts as unequal."""
 
-    @model_validator(mode="after")
-    def _template_holds_problem(self) -> Maths:
-        if self.template.count("{problem}") != 1:
-            raise ValueError(f"template must contain {{problem}} exactly once, but is {self.template!r}")
-        return self
-
     def problems(self, split: Split) -> list[Problem]:
         """The problems of a split. Raises ValueError naming file and row if one cannot be used."""
-        problems = self._read(self.path)
-        if self.heldout_path is None:
-            return split_problems(problems, split, self.heldout_fraction, self.split_seed)
-        heldout = self._read(self.heldout_path)
+        train, heldout = self._splits()
+        if split == "heldout":
+            return heldout
+        leaked = {trained for trained, _ in leaks(train, heldout)} if self.unusable == "drop" else set()
+        return [problem for problem in train if problem.problem_id not in leaked]
+
+    def of_file(self, path: str) -> Maths:
+        """The same way with all problems of another file."""
+        ours = {"heldout_path", "subset", "split", "heldout_subset", "heldout_split", "filters", "unusable"}
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in ours} | {"path": path})
+
+    def _splits(self) -> tuple[list[Problem], list[Problem]]:
+        problems = self._read(self.path, self.subset, self.split, self.filters)
+        if self.heldout_path is None and self.heldout_split is None:
+            train, heldout = (
+                split_problems(problems, split, self.heldout_fraction, self.split_seed)
+                for split in ("train", "heldout")
+            )
+            return train, heldout
+        path = self.heldout_path or self.path
+        subset = self.heldout_subset if self.heldout_path else self.heldout_subset or self.subset
+        heldout = self._read(path, subset, self.heldout_split, {})
         if common := {p.problem_id for p in problems} & {p.problem_id for p in heldout}:
             raise ValueError(
-                f"domain.heldout_path {self.heldout_path!r} shares {len(common)} problem_ids with domain.path "
+                f"domain.heldout_path {path!r} shares {len(common)} problem_ids with domain.path "
                 f"{self.path!r}, such as {min(common)!r}; the two files must hold different problems"
             )
-        return heldout if split == "heldout" else problems
+        return problems, heldout
 
     def imported(self, problem_id: str, prompt: Prompt, answer: str | None) -> Problem:
         """The prompt as it was; the answer as the data sets of `path` write it."""
@@ -84,7 +117,7 @@ class Maths(Domain):
         """Grade responses in parallel; one that cannot be compared in time is wrong."""
         answers = [final_answer(response) for response in responses]
         pairs = [
-            (str(problem.answer), answer) if answer is not None else None
+            (_trimmed(str(problem.answer)), answer) if answer is not None else None
             for problem, answer in zip(problems, answers, strict=True)
         ]
         equal = _pool(self.num_workers, self.timeout_s).equal(pairs)
@@ -95,37 +128,60 @@ class Maths(Domain):
         answer = final_answer(response)
         return None if answer is None else Strategy("final answer", "".join(answer.split()))
 
-    def _read(self, path: str) -> list[Problem]:
-        rows = _rows(path)
+    def _read(
+        self, path: str, subset: str | None, split: str | None, filters: dict[str, ColumnFilter]
+    ) -> list[Problem]:
+        rows = read_rows(path, subset, split)
         if not rows:
             raise ValueError(f"domain.path {path!r} holds no problems")
         id_column = self.id_column or _unique_column(rows)
-        problems = [self._problem(path, number, row, id_column) for number, row in enumerate(rows, start=1)]
+        numbered = [(n, row) for n, row in enumerate(rows, start=1) if _stays(row, filters, f"{path!r}, row {n}")]
+        if not numbered:
+            raise ValueError(f"domain.filters leave none of the {len(rows)} problems of domain.path {path!r}")
+        problems: dict[str, Problem] = {}
         first: dict[str, int] = {}
-        for number, problem in enumerate(problems, start=1):
-            if first.setdefault(problem.problem_id, number) != number:
-                raise ValueError(
-                    f"domain.path {path!r}, row {number}: problem_id {problem.problem_id!r} is that of row "
-                    f"{first[problem.problem_id]} already; remove one, or set domain.id_column to a unique column"
-                )
-        return problems
+        unusable: list[ValueError] = []
+        for number, row in numbered:
+            try:
+                problem = self._problem(path, number, row, id_column)
+                if first.setdefault(problem.problem_id, number) != number:
+                    raise ValueError(
+                        f"domain.path {path!r}, row {number}: problem_id {problem.problem_id!r} is that of row "
+                        f"{first[problem.problem_id]} already; remove one, leave it out by domain.unusable: drop, or "
+                        "set domain.id_column to a unique column"
+                    )
+                problems[problem.problem_id] = problem
+            except ValueError as error:
+                unusable.append(error)
+                if self.unusable == "refuse" or len(unusable) == len(numbered):
+                    raise
+        if unusable:
+            _log.warning("%d of %d rows are left out, the first: %s", len(unusable), len(numbered), unusable[0])
+        return list(problems.values())
 
     def _problem(self, path: str, number: int, row: dict[str, Any], id_column: str | None) -> Problem:
         where = f"domain.path {path!r}, row {number}"
-        text = row[_column(row, self.problem_column, _PROBLEM_COLUMNS, "problem_column", where)]
-        answer = row[_column(row, self.answer_column, _ANSWER_COLUMNS, "answer_column", where)]
+        text = _column(row, self.problem_column, _PROBLEM_COLUMNS, "problem_column", where)
+        answer = _column(row, self.answer_column, _ANSWER_COLUMNS, "answer_column", where)
         if isinstance(answer, dict):  # verl's reward_model: {"ground_truth": ..., "style": "rule"}
             answer = answer.get("ground_truth")
         answer = "" if answer is None else _reference_answer(str(answer))
         if not answer:
-            raise ValueError(f"{where}: the answer is empty; remove the row or give it one")
+            raise ValueError(
+                f"{where}: the answer is empty; remove the row or give it one, or leave it out by domain.unusable: drop"
+            )
+        if len(answer) > _MAX_ANSWER_CHARACTERS:
+            raise ValueError(
+                f"{where}: the answer has {len(answer)} characters, and responses are read up to "
+                f"{_MAX_ANSWER_CHARACTERS}; it must be an answer, or a solution with one in \\boxed{{}} or after ####"
+            )
         content = json.dumps([text, answer], sort_keys=True)
         stable_id = _identifier(row, id_column) if id_column else hashlib.sha256(content.encode()).hexdigest()[:16]
         if not stable_id:
             raise ValueError(f"{where}: the id is empty, column {id_column!r} must hold text or a number")
         prompt: Prompt
         if isinstance(text, str) and text.strip():
-            prompt = self.template.replace("{problem}", text)
+            prompt = self.put(text)
         elif (
             isinstance(text, list)
             and text
@@ -151,18 +207,27 @@ def _answers(text: str) -> list[str]:
     """The answers that a box or an answer line names: more than one if it says `$5$ or $3$`, or `5 = 3`."""
     if len(text) > 4 * _MAX_ANSWER_CHARACTERS:
         return [text]
-    found = [part.strip(" .") for part in _DOLLARS.findall(text)] or [text.strip("*$ .")]
+    found = [_trimmed(part) for part in _DOLLARS.findall(text)]
+    around = _DOLLARS.sub("", text)
+    if found and _NUMBERS.search(around):  # $3$ or 5
+        return [*found, around]
     if len(found) > 1:
         return found
+    found = found or [_trimmed(text)]
     sides = [side.strip() for side in found[0].split("=")]
     numbers = [side for side in sides if _NUMBER.fullmatch(side)]
     return numbers if len(set(map(float, numbers))) > 1 else found
 
 
+def _trimmed(text: str) -> str:
+    """Without marks around it or a full stop after it; a dot before it is part of .5."""
+    return text.strip("*$ ").rstrip("*$ .")
+
+
 def _boxed(text: str) -> Iterable[str]:
     r"""Contents of every \boxed{...}, braces balanced."""
     open_braces: list[int | None] = []  # where a box's contents start; None for any other brace
-    for found in re.finditer(r"\\boxed\s*\{|[{}]", text):
+    for found in re.finditer(r"\\(?:boxed|fbox)\s*\{|[{}]", text):
         if found.group() != "}":
             open_braces.append(found.end() if found.group() != "{" else None)
         elif open_braces:
@@ -175,7 +240,7 @@ def _reference_answer(text: str) -> str:
     """A data set's own answer: what follows #### (GSM8K), what is boxed in a solution, or the text itself."""
     if found := _GSM8K_ANSWER.findall(text):
         return found[-1].strip().replace(",", "")
-    boxed = list(_boxed(text))
+    boxed = [*_BARE_BOX.findall(text), *_boxed(text)]
     return boxed[-1].strip() if boxed else text.strip()
 
 
@@ -195,43 +260,26 @@ def _identifier(row: dict[str, Any], column: str) -> str:
     return str(value).strip() if isinstance(value, str | int) else ""
 
 
-def _column(row: dict[str, Any], given: str | None, known: Sequence[str], field: str, where: str) -> str:
-    found = given if given is not None and given in row else None
-    if given is None:
-        found = next((column for column in known if column in row), None)
-    if found is None:
-        wanted = repr(given) if given else " or ".join(known)
-        raise ValueError(f"{where}: no column {wanted} among {sorted(row)}; set domain.{field}")
-    return found
-
-
-def _rows(path: str) -> list[dict[str, Any]]:
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"domain.path {path!r}: no such file")
-    if file.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
+def _stays(row: dict[str, Any], filters: dict[str, ColumnFilter], where: str) -> bool:
+    for column, wanted in filters.items():
+        value = _column(row, column, (), "filters", f"domain.path {where}")
         try:
-            return pq.read_table(file).to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"domain.path {path!r}: no valid Parquet: {error}") from None
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"domain.path {path!r} cannot be read: {error}") from None
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would also split at U+2028 in a text
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"domain.path {path!r}, line {number}: no valid JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"domain.path {path!r}, line {number}: must be a JSON object")
-            rows.append(row)
-    return rows
+            if not wanted.keeps(value):
+                return False
+        except ValueError as error:
+            raise ValueError(f"domain.path {where}, column {column!r}: {error}") from None
+    return True
+
+
+def _column(row: dict[str, Any], given: str | None, known: Sequence[str], field: str, where: str) -> Any:
+    """The value of a column that is named in the configuration, or else of the first with a known name."""
+    for column in [given] if given else known:
+        try:
+            return value_at(row, column)
+        except KeyError:
+            continue
+    wanted = repr(given) if given else " or ".join(known)
+    raise ValueError(f"{where}: no column {wanted} among {sorted(row)}; set domain.{field}")
 
 
 @lru_cache(maxsize=2)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from polyepo.config import ConfigError, PolicyConfig, UpdateConfig
+from polyepo.config import ConfigError, PolicyConfig, SamplingConfig, UpdateConfig
 from polyepo.domains import Problem
 
 
@@ -25,6 +31,13 @@ class Policy:
     optimizer: torch.optim.Optimizer
     eos_token_ids: frozenset[int]
     version: int = 0
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    padding_ids: range = range(0)
+    """Ids that only fill up the model's vocabulary: the tokenizer has no token for them, and none is ever sampled."""
+
+    def encode(self, problem: Problem) -> list[int]:
+        """Token ids of a problem's prompt, in training as in evaluation. Raises ConfigError as `encode_prompt`."""
+        return encode_prompt(self.tokenizer, problem, self.chat_template_kwargs)
 
     @property
     def device(self) -> torch.device:
@@ -60,15 +73,73 @@ def load_policy(source: str | Path, config: PolicyConfig, update: UpdateConfig) 
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=update.lr, betas=update.betas, weight_decay=update.weight_decay
     )
-    return Policy(model, tokenizer, optimizer, _eos_token_ids(model, tokenizer, str(source)))
+    return Policy(
+        model,
+        tokenizer,
+        optimizer,
+        _eos_token_ids(model, tokenizer, str(source)),
+        chat_template_kwargs=config.chat_template_kwargs,
+        padding_ids=_cut_padding(model, tokenizer),
+    )
 
 
-def encode_prompt(tokenizer: Any, problem: Problem) -> list[int]:
-    """Token ids of a problem's prompt: chat messages through the chat template, text as it is."""
+def encode_prompt(tokenizer: Any, problem: Problem, chat_template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
+    """Token ids of a problem's prompt: chat messages through the chat template, text as it is.
+
+    A chat template writes all special tokens itself, so none are added to what it made.
+
+    Raises:
+        ConfigError: the tokenizer cannot take the prompt as it is meant.
+    """
     if isinstance(problem.prompt, str):
-        return tokenizer(problem.prompt)["input_ids"]
-    encoded = tokenizer.apply_chat_template(problem.prompt, add_generation_prompt=True, return_dict=True)
+        ids: list[int] = tokenizer(problem.prompt)["input_ids"]
+        if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
+            raise ConfigError(
+                f"domain: the prompt of problem {problem.problem_id!r} begins with {tokenizer.bos_token!r}, which the "
+                "tokenizer adds itself: leave it out of domain.template"
+            )
+        eos = tokenizer.eos_token
+        if eos is not None and ids[-1:] == [tokenizer.eos_token_id] and not problem.prompt.endswith(eos):
+            raise ConfigError(
+                f"domain: the tokenizer ends the prompt of problem {problem.problem_id!r} with {eos!r}, so there is "
+                "nothing to go on from: set add_eos_token to false in the tokenizer_config.json of policy.model"
+            )
+        return ids
+    options = chat_template_kwargs or {}
+    _check_chat_template(tokenizer, options)
+    try:
+        encoded = tokenizer.apply_chat_template(problem.prompt, add_generation_prompt=True, return_dict=True, **options)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise ConfigError(f"the chat template refuses problem {problem.problem_id!r}: {error}") from error
     return encoded["input_ids"]
+
+
+def check_prompt_tokens(policy: Policy, problems: Iterable[Problem], sampling: SamplingConfig, source: str) -> None:
+    """Raise ConfigError, naming their source, if a prompt is empty, too long, or has ids that the model lacks."""
+    limit, vocabulary = sampling.max_prompt_tokens, policy.model.config.get_text_config().vocab_size
+    for problem in problems:
+        ids = policy.encode(problem)
+        if not 0 < len(ids) <= limit:
+            raise ConfigError(
+                f"{source}: the prompt of problem {problem.problem_id!r} has {len(ids)} tokens; "
+                f"it must have between 1 and sampling.max_prompt_tokens {limit}"
+            )
+        if max(ids) >= vocabulary:
+            raise ConfigError(
+                f"{source}: the prompt of problem {problem.problem_id!r} has token id {max(ids)}, and the model's "
+                f"vocabulary ends at {vocabulary - 1}: policy.model has another model's tokenizer, or one with tokens "
+                "that were added without resizing the model"
+            )
+
+
+def check_context(model: Any, sampling: SamplingConfig) -> None:
+    """Raise ConfigError if prompt and response at their limits exceed the positions of the model."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions and sampling.max_prompt_tokens + sampling.max_response_tokens > positions:
+        raise ConfigError(
+            f"sampling.max_prompt_tokens {sampling.max_prompt_tokens} + max_response_tokens "
+            f"{sampling.max_response_tokens} exceed the {positions} positions of the model"
+        )
 
 
 def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,6 +191,24 @@ def response_logprobs(
     return logprobs_BR, entropy_BR, mask_BR
 
 
+@contextmanager
+def gradient_checkpointing(model: Any, wanted: bool) -> Iterator[None]:
+    """While this lasts, layers keep their inputs alone and are computed again in the backward pass, if that is wanted.
+
+    Not by the model's own switch: it works in training mode alone, whose dropout the sampler would not have.
+    """
+    layers = [module for module in model.modules() if wanted and isinstance(module, GradientCheckpointingLayer)]
+    if wanted and not layers:
+        raise ConfigError(f"update.gradient_checkpointing: {type(model).__name__} has no layers that can do it")
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # the instance's; the class's is back
+
+
 def position_ids(attention_BL: torch.Tensor) -> torch.Tensor:
     """Positions that do not count left padding, (B, L)."""
     return (attention_BL.cumsum(-1) - 1).clamp_min(0)
@@ -148,6 +237,38 @@ def micro_batches(lengths: Sequence[tuple[int, int]], budget: int) -> list[np.nd
 
 def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _check_chat_template(tokenizer: Any, options: Mapping[str, Any]) -> None:
+    try:
+        template = tokenizer.get_chat_template()
+    except ValueError:
+        raise ConfigError(
+            "the prompts are chat messages, and the tokenizer of policy.model has no chat template: take a model that "
+            "has one, or ask in plain text (domain.chat: false)"
+        ) from None
+    # A template ignores what it does not know: a misspelt name would change nothing, silently.
+    for name in options:
+        if not re.search(rf"\b{re.escape(name)}\b", template):
+            raise ConfigError(f"policy.chat_template_kwargs: the tokenizer's chat template does not use {name!r}")
+
+
+def _cut_padding(model: Any, tokenizer: Any) -> range:
+    """Cut the logits of ids that the tokenizer has no token for; returns these ids.
+
+    Vocabularies are padded to round sizes. Cut in the model itself, the padding is out of every softmax: sampling,
+    old and new log-probabilities, entropies.
+    """
+    known = max(tokenizer.get_vocab().values()) + 1
+    padding = range(known, model.config.get_text_config().vocab_size)
+
+    def cut(module: Any, args: Any, output: Any) -> Any:
+        output.logits = output.logits[..., :known]
+        return output
+
+    if padding:
+        model.register_forward_hook(cut)
+    return padding
 
 
 def _check_model_directory(source: str | Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from polyepo.config import SamplingConfig, UpdateConfig
 from polyepo.policy.loss import surrogate_loss, token_weights
-from polyepo.policy.model import Policy, micro_batches, response_logprobs
+from polyepo.policy.model import Policy, gradient_checkpointing, micro_batches, response_logprobs
 from polyepo.seeds import derive_seed
 
 
@@ -28,6 +28,8 @@ class Batch:
     responses: Sequence[Sequence[int]]
     sampler_logprobs: Sequence[np.ndarray]
     advantages: np.ndarray
+    truncated: np.ndarray
+    """Whether a response was cut off at the limit, (R,)."""
 
     def select(self, rows: np.ndarray) -> Batch:
         """The given rows, in that order."""
@@ -37,6 +39,7 @@ class Batch:
             [self.responses[r] for r in rows],
             [self.sampler_logprobs[r] for r in rows],
             self.advantages[rows],
+            self.truncated[rows],
         )
 
     def micro_batches(self, budget: int) -> list[np.ndarray]:
@@ -92,7 +95,8 @@ def update(policy: Policy, batch: Batch, config: UpdateConfig, sampling: Samplin
     losses, norms, clipped, trained_tokens = [], [], 0.0, 0
     for epoch in range(config.epochs):
         for rows in _minibatches(batch, config, derive_seed(seed, step, "minibatches", epoch)):
-            loss, num_clipped, num_tokens = _accumulate_gradients(policy, batch, rows, old, config, sampling)
+            with gradient_checkpointing(policy.model, config.gradient_checkpointing):
+                loss, num_clipped, num_tokens = _accumulate_gradients(policy, batch, rows, old, config, sampling)
             losses.append(loss)
             norms.append(_optimizer_step(policy, config.max_grad_norm, loss))
             clipped += num_clipped
@@ -162,6 +166,8 @@ def _accumulate_gradients(
     sampling: SamplingConfig,
 ) -> tuple[float, float, int]:
     """Backward passes over one minibatch; returns its loss, its clipped tokens and the tokens that took part."""
+    if config.overlong_filtering:
+        rows = rows[~batch.truncated[rows]]
     minibatch = batch.select(rows)
     num_tokens = sum(map(len, minibatch.responses))
     silent = _problems_without_signal(minibatch)

@@ -24,8 +24,8 @@ import httpx
 import numpy as np
 import torch
 
-from polyepo.config import ConfigError, SamplingConfig, VLLMSampling
-from polyepo.policy.model import Policy, response_logprobs
+from polyepo.config import SamplingConfig, VLLMSampling
+from polyepo.policy.model import Policy, check_context, response_logprobs
 from polyepo.samplers.base import Sample
 from polyepo.samplers.launch import LaunchedServer
 from polyepo.seeds import derive_seed
@@ -110,12 +110,7 @@ class VLLMSampler:
         self._policy, self._config, self._sampling = policy, config, sampling
         self._dtype: torch.dtype = policy.model.dtype
         self._context = sampling.max_prompt_tokens + sampling.max_response_tokens
-        positions = getattr(policy.model.config, "max_position_embeddings", None)
-        if positions and self._context > positions:
-            raise ConfigError(
-                f"sampling.max_prompt_tokens {sampling.max_prompt_tokens} + max_response_tokens "
-                f"{sampling.max_response_tokens} exceed the {positions} positions of the model"
-            )
+        check_context(policy.model, sampling)
         shape = [type(policy.model).__name__, policy.model.num_parameters(), self._context, str(self._dtype)]
         key = json.dumps([config.model_dump(mode="json"), *shape])
         if key not in _fleets:
@@ -362,7 +357,10 @@ class VLLMSampler:
         _log.debug("%s: probe of version %d differs by %.1e", server.url, self._policy.version, difference.mean())
 
     def _request(self, prompt: Sequence[int], seeds: Sequence[int], num_tokens: int) -> dict[str, Any]:
+        # The trainer's softmax leaves padding out. A bias of -100 is vLLM's lowest, and as good as out.
+        padding = {str(token): -100 for token in self._policy.padding_ids}
         return {
+            **({"logit_bias": padding} if padding else {}),
             "model": self._config.served_model,
             "prompt": list(prompt),
             "n": len(seeds),

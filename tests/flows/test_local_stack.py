@@ -2,10 +2,8 @@
 
 import os
 import signal
-import socket
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -14,11 +12,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-from flows import follow, local_stack
+from flows import follow, local_stack, processes
+from tests.flows.conftest import PROJECT, free_port, until
 
 pytestmark = pytest.mark.slow
 
-PROJECT = Path(__file__).resolve().parents[2]
 FLOW = """
 import os, time
 from prefect import flow
@@ -37,12 +35,6 @@ def train(config: str, run: str | None = None, root: str | None = None, settings
 """
 
 PARAMETERS = {"root": "here", "settings": {"seed": 1, "domain.path": "24.csv"}}
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -74,20 +66,11 @@ def console():
 
 
 def pids():
-    return [local_stack._pid(name) for name in ("server", "worker")]
+    return [processes.pid_of(name) for name in ("server", *local_stack.WORKERS)]
 
 
 def run(config, name):
     return follow.run_deployment(local_stack.DEPLOYMENT, PARAMETERS | {"config": config, "run": name})
-
-
-def until(holds, seconds=60):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := holds():
-            return value
-        time.sleep(0.2)
-    raise AssertionError("it did not happen")
 
 
 def flow_run(flow_run_id):
@@ -102,10 +85,16 @@ def flow_process(flow_run_id):
 
 def test_starts_everything_and_then_reuses_it(stack, project):
     before = pids()
-    assert len(stack) == 3, "server, deployments and worker, a line each"
+    assert len(stack) == 3, "server, deployments and workers, a line each"
     assert all(line.endswith(" s") for line in stack)
-    deployment = httpx.get(f"{local_stack.api_url()}/deployments/name/poly-epo/train").json()
-    assert deployment["work_pool_name"] == "poly-epo"
+    pools = {
+        name: httpx.get(f"{local_stack.api_url()}/deployments/name/poly-epo/{name}").json()["work_pool_name"]
+        for name in ("train", "evaluate", "replay", "rescore")
+    }
+    assert pools.pop("rescore") == "poly-epo-cpu"
+    assert set(pools.values()) == {"poly-epo-gpu"}
+    # An experiment trains several seeds at a time on this machine.
+    assert httpx.get(f"{local_stack.api_url()}/work_pools/poly-epo-gpu").json()["concurrency_limit"] is None
     said = []
     local_stack.start(said.append)
     assert said == []
@@ -139,22 +128,31 @@ def test_a_cancelled_flow_ends_and_its_process_with_it(stack, console):
     assert follow.find_unfinished("cancelled", "elsewhere") is None
     local_stack._prefect("flow-run", "cancel", flow_run_id)
     assert follow.follow(flow_run_id, console)["type"] == "CANCELLED"
-    until(lambda: not local_stack.command_line(pid))
+    until(lambda: not processes.command_line(pid))
 
 
 def test_a_run_killed_with_its_worker_is_not_taken_for_a_running_one(stack):
     flow_run_id = run("long", "killed")
     pid = flow_process(flow_run_id)
-    os.killpg(local_stack._pid("worker"), signal.SIGKILL)
+    os.killpg(processes.pid_of("gpu-worker"), signal.SIGKILL)
     os.killpg(os.getpgid(pid), signal.SIGKILL)
-    until(lambda: not local_stack.is_alive("worker"))
+    until(lambda: not processes.is_alive("gpu-worker"))
     assert follow.find_unfinished("killed", "here") is None
     assert flow_run(flow_run_id)["state"]["type"] == "CRASHED"
 
 
+def test_stop_ends_a_flow_whose_worker_was_killed(stack):
+    pid = flow_process(run("long", "orphan"))
+    os.killpg(processes.pid_of("gpu-worker"), signal.SIGKILL)
+    until(lambda: not processes.is_alive("gpu-worker"))
+    assert processes.command_line(pid), "it has a session of its own"
+    assert local_stack.stop() == ["cpu-worker", "server", "what they left behind"]
+    assert not processes.command_line(pid)
+
+
 def test_a_dead_worker_is_replaced_while_a_run_waits(stack, console):
-    os.killpg(local_stack._pid("worker"), signal.SIGKILL)
-    until(lambda: not local_stack.is_alive("worker"))
+    os.killpg(processes.pid_of("gpu-worker"), signal.SIGKILL)
+    until(lambda: not processes.is_alive("gpu-worker"))
     assert follow.follow(run("short", "waiting"), console)["type"] == "COMPLETED"
 
 
@@ -185,17 +183,18 @@ def test_a_folder_without_a_project_is_refused(tmp_path, monkeypatch):
 def test_a_stale_pid_file_is_nobody(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     local_stack.STATE.mkdir()
-    for content in (f"{os.getpid()}\nhttp://127.0.0.1:1/api\n", "999999999\n", "", "x"):
+    command = "-m prefect server start"
+    for content in (f"{os.getpid()}\nhttp://127.0.0.1:1/api\n{command}", f"999999999\n\n{command}", "1", "", "x"):
         (local_stack.STATE / "server.pid").write_text(content)
-        assert not local_stack.is_alive("server")
+        assert not processes.is_alive("server")
         assert local_stack.stop() == []
         assert not (local_stack.STATE / "server.pid").exists()
 
 
 def test_stop_ends_both_and_can_be_repeated(stack):
     before = pids()
-    assert local_stack.stop() == ["worker", "server"]
-    assert not any(local_stack.command_line(pid) for pid in before)
+    assert local_stack.stop() == ["gpu-worker", "cpu-worker", "server"]
+    assert not any(processes.command_line(pid) for pid in before)
     assert local_stack.stop() == []
 
 

@@ -22,6 +22,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs the packag
 def browser():
     if CHROMIUM is None:
         pytest.skip("needs a Chromium (apt-get install chromium)")
+    playwright.expect.set_options(timeout=60_000)  # how long a busy machine may take is no property of the page
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking"]

@@ -3,7 +3,6 @@
 import csv
 import json
 import random
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from polyepo.judges.sheet import response_id
 from polyepo.metrics import adjusted_rand_index, rank_correlation
 from tasks.replay import counterfactual, replay_policy
 from tasks.rescore import choose_scoring, choose_steps, choose_verifier
-from tests.flows.conftest import STEPS, finish, start
+from tests.flows.conftest import STEPS, finish, kill_at, start
 
 pytestmark = pytest.mark.slow
 
@@ -56,19 +55,10 @@ def test_a_rescore_killed_twenty_times_labels_everything_once(server, run):
             list(manifests.glob(f"scores/scoring={new_scoring}/**/manifest.json"))
         )
 
-    kills = 0
-    while kills < 20:
+    whole = STEPS * (run.config.sampling.shards + 1)
+    for point in sorted(generator.sample(range(whole - 20), 20)):
         process = rescore(server, run, judge=ANSWER, set_size=3)
-        wanted, deadline = committed() + generator.choice([0, 1, 2, 3, 4]), time.monotonic() + 60
-        while committed() < wanted and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
-        time.sleep(generator.random() * 0.02)
-        if process.poll() is not None:  # it was faster
-            break
-        process.kill()
-        process.wait()
-        kills += 1
-    assert kills == 20
+        kill_at(process, committed, point, generator.random() * 0.02)
     middle = contents(manifests)
     output = finish(rescore(server, run, judge=ANSWER, set_size=3))
     assert "adjusted Rand index" in output

@@ -4,6 +4,7 @@ Also a program that takes the arguments of vLLM's API server, for tests of launc
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -21,6 +22,19 @@ from polyepo.samplers.transformers import TransformersSampler
 from polyepo.seeds import derive_seed
 
 PROBE = 8  # responses of a probe; faults are for other requests
+
+
+@contextlib.contextmanager
+def biased(model, biases):
+    """A model whose logits are raised by so much while this lasts."""
+
+    def add(module, args, output):
+        for token, bias in biases.items():
+            output.logits[..., int(token)] += bias
+
+    hook = model.register_forward_hook(add)
+    yield
+    hook.remove()
 
 
 class FakeVLLM(ThreadingHTTPServer):
@@ -59,7 +73,8 @@ class FakeVLLM(ThreadingHTTPServer):
         policy = Policy(self.model, None, None, frozenset(request["stop_token_ids"]))
         config = SamplingConfig(max_response_tokens=request["max_tokens"], temperature=request["temperature"])
         seeds = [derive_seed(request["seed"] + i) for i in range(request["n"])]
-        (samples,) = TransformersSampler(policy, config).sample([request["prompt"]], [seeds])
+        with biased(self.model, request.get("logit_bias", {})):
+            (samples,) = TransformersSampler(policy, config).sample([request["prompt"]], [seeds])
         choices = [
             {
                 "index": i,

@@ -2,7 +2,6 @@
 
 import ast
 import operator
-import time
 from collections import Counter
 from fractions import Fraction
 from itertools import permutations, product
@@ -114,10 +113,8 @@ def test_missing_the_target_is_wrong_but_a_strategy(response):
     ],
 )
 def test_everything_else_is_degenerate(response):
-    start = time.monotonic()
     assert DOMAIN.verify(PROBLEM, response).reward == 0.0
     assert DOMAIN.strategy(PROBLEM, response) is None
-    assert time.monotonic() - start < 0.5
 
 
 def test_division_is_exact_and_by_zero_malformed():

@@ -51,6 +51,13 @@ def rows_of(n):
         ("3", r"\boxed{3.0 = 3}"),
         ("3", r"\boxed{3 \text{ cm}}"),
         ("3", r"\boxed{\$3}"),
+        (".5", r"\boxed{.5}"),
+        (".35625", "Answer: .35625."),
+        ("0.5", r"\boxed{.5}"),
+        ("4:40 a.m.", r"\boxed{4:40 a.m.}"),
+        ("$8 \\sqrt{10}$.", r"\boxed{8\sqrt{10}}"),
+        ("3", "Answer: x_1 = $3$ in the end."),
+        ("3", r"\fbox{3}"),
         ("18000", "#### 18,000"),
         ("\\frac{1}{2}", r"\boxed{0.5}"),
         ("\\frac{1}{2}", r"\boxed{\frac{2}{4}}"),
@@ -80,6 +87,9 @@ def test_equal_answers_are_right(reference, response):
         "Answer: 3 or 5",
         "Answer: 5 (or 3)",
         "Answer: $5$ or $3$",
+        "Answer: $3$ or 5",
+        r"\boxed{$3$ + 1}",
+        r"\boxed{.3}",
         "Answer: $5$ $3$",
         r"\boxed{5$ $3}",
         r"\boxed{5 = 3}",
@@ -137,19 +147,16 @@ def test_reading_answers_never_raises(response):
 @pytest.mark.parametrize(
     "unit", ["\n", " ", "\\boxed{", "\\boxed ", "$", "#", "answer ", "answer:\n", "{", "}", "**", "Answer: $", "= 3 "]
 )
-def test_long_responses_are_read_in_no_time(unit):
-    start = time.monotonic()
-    final_answer(unit * (200_000 // len(unit)))
-    final_answer("Answer: " + unit * (200_000 // len(unit)))
-    assert time.monotonic() - start < 2
+def test_long_responses_are_read_in_linear_time(unit):
+    # Two million characters: whatever looks at them more than once each runs into the suite's timeout.
+    final_answer(unit * (2_000_000 // len(unit)))
+    final_answer("Answer: " + unit * (2_000_000 // len(unit)))
 
 
 def test_endless_comparisons_are_stopped_and_the_rest_goes_on():
     domain = Maths(path="unread", num_workers=1, timeout_s=1.0)
     domain.verify(problem("3"), r"\boxed{6/2}")  # starts the worker
-    start = time.monotonic()
     verdicts = domain.verify_batch([problem("3")] * 3, [r"\boxed{9^{9^{9^{9}}}}", r"\boxed{6/2}", r"\boxed{3}"])
-    assert time.monotonic() - start < 20  # a new worker imports sympy
     assert [v.reward for v in verdicts] == [0.0, 1.0, 1.0]
     assert verdicts[0].parsed_answer == "9^{9^{9^{9}}}"
 
@@ -200,6 +207,7 @@ def test_layouts_load_without_edits(tmp_path):
         for i in range(4)
     ]
     solutions = [{"problem": f"P{i}", "solution": f"Thus $\\boxed{{\\frac{{{i}}}{{2}}}}$."} for i in range(4)]
+    solutions[3]["solution"] = "Thus $\\boxed 7$."
     numbers = [{"id": i, "problem": f"A line\u2028separator {i}", "expected_answer": i} for i in range(4)]
     pq.write_table(pa.Table.from_pylist(verl), tmp_path / "verl.parquet")
     found = {}
@@ -210,7 +218,7 @@ def test_layouts_load_without_edits(tmp_path):
         assert len({p.problem_id for p in found[name]}) == 4
     assert [p.answer for p in found["gsm8k"]] == ["1000", "2000", "3000", "4000"]
     assert found["gsm8k"][0].prompt == "Q1?\nReason step by step and put the final answer in \\boxed{}.\n"
-    assert [p.answer for p in found["solutions"]] == [rf"\frac{{{i}}}{{2}}" for i in range(4)]
+    assert [p.answer for p in found["solutions"]] == ["7", *(rf"\frac{{{i}}}{{2}}" for i in range(3))]
     assert [p.problem_id for p in found["numbers"]] == ["0", "1", "2", "3"]
     assert [p.problem_id for p in found["verl"]] == [f"train-{i}" for i in range(4)]
     assert found["verl"][0].prompt == [{"role": "user", "content": "The same?"}]
@@ -265,6 +273,7 @@ GOOD = '{"problem": "p", "answer": "1"}\n'
         (GOOD + "[1]\n", {}, "line 2: must be a JSON object"),
         (GOOD + GOOD, {}, "row 2: problem_id .* is that of row 1"),
         (GOOD + '{"problem": "q", "answer": ""}', {}, "row 2: the answer is empty"),
+        (GOOD + json.dumps({"problem": "q", "solution": "No box. " * 30}), {}, "row 2: the answer has 239 characters"),
         (GOOD + '{"problem": "q", "answer": null}', {}, "row 2: the answer is empty"),
         (GOOD + '{"problem": "q", "reward_model": {}}', {}, "row 2: the answer is empty"),
         (GOOD + '{"problem": "q"}', {}, "row 2: no column answer or .*answer_column"),
@@ -343,6 +352,8 @@ def test_real_files_load_without_edits(real_data):
     table = pq.read_table(real_data / "deepscaler_sub1209" / "dsr_sub.parquet")
     with pytest.raises(ValueError, match="row 266: the answer is empty"):
         Maths(path=str(real_data / "deepscaler_sub1209" / "dsr_sub.parquet")).problems("train")
+    dropping = Maths(path=str(real_data / "deepscaler_sub1209" / "dsr_sub.parquet"), unusable="drop")
+    assert len(dropping.problems("train")) + len(dropping.problems("heldout")) == 1208
     assert table.num_rows == 1209
 
 

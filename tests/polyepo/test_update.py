@@ -44,7 +44,8 @@ def random_batch(seed, num_problems=4, num_responses=3, zero_problem=True):
     advantages = rng.standard_normal(len(ids))
     if zero_problem:
         advantages[:num_responses] = 0.0
-    return Batch(ids, prompts, responses, logprobs, advantages)
+    truncated = np.array([len(response) >= 6 for response in responses])
+    return Batch(ids, prompts, responses, logprobs, advantages, truncated)
 
 
 def plain_logprobs(model, prompt, response):
@@ -56,8 +57,10 @@ def plain_logprobs(model, prompt, response):
 def plain_loss(model, old_model, batch, config, sampling):
     """One response and one token at a time."""
     total = torch.zeros((), dtype=torch.float64)
-    num_tokens = sum(len(r) for r in batch.responses)
-    rows = zip(batch.prompts, batch.responses, batch.sampler_logprobs, batch.advantages, strict=True)
+    rows = list(zip(batch.prompts, batch.responses, batch.sampler_logprobs, batch.advantages, strict=True))
+    if config.overlong_filtering:
+        rows = [row for row, truncated in zip(rows, batch.truncated, strict=True) if not truncated]
+    num_tokens = sum(len(response) for _, response, _, _ in rows)
     for prompt, response, sampler, advantage in rows:
         new = plain_logprobs(model, prompt, response)
         old = plain_logprobs(old_model, prompt, response).detach()
@@ -70,9 +73,9 @@ def plain_loss(model, old_model, batch, config, sampling):
             if config.importance_cap is not None:
                 loss = loss * min(math.exp(float(old[t]) - float(sampler[t])), config.importance_cap)
             if config.loss_norm == "constant":
-                loss = loss / (sampling.max_response_tokens * len(batch.responses))
+                loss = loss / (sampling.max_response_tokens * len(rows))
             elif config.loss_norm == "response":
-                loss = loss / (len(response) * len(batch.responses))
+                loss = loss / (len(response) * len(rows))
             else:
                 loss = loss / num_tokens
             total = total + loss
@@ -82,10 +85,19 @@ def plain_loss(model, old_model, batch, config, sampling):
 @pytest.mark.parametrize("norm", ["constant", "response", "token"])
 @pytest.mark.parametrize("cap", [None, 1.1])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_one_step_equals_the_plain_loss(norm, cap, seed):
-    config = UpdateConfig(lr=1e-2, loss_norm=norm, importance_cap=cap, max_grad_norm=1e9, micro_batch_tokens=40)
+@pytest.mark.parametrize("filtering", [False, True])
+def test_one_step_equals_the_plain_loss(norm, cap, seed, filtering):
+    config = UpdateConfig(
+        lr=1e-2,
+        loss_norm=norm,
+        importance_cap=cap,
+        max_grad_norm=1e9,
+        micro_batch_tokens=40,
+        overlong_filtering=filtering,
+    )
     sampling = SamplingConfig(max_response_tokens=8)
     batch = random_batch(seed)
+    assert batch.truncated[batch.advantages != 0].any(), "there is something to filter"
     policy = tiny_policy()
     reference = copy.deepcopy(policy.model)
     loss = plain_loss(reference, copy.deepcopy(reference), batch, config, sampling)
@@ -98,6 +110,26 @@ def test_one_step_equals_the_plain_loss(norm, cap, seed):
     assert metrics.grad_norm == pytest.approx(float(norm_of), rel=1e-9)
     for mine, theirs in zip(policy.model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-7)
+
+
+def test_filtered_responses_have_no_influence():
+    """Neither their advantages nor their lengths, and a minibatch of nothing else has a loss of 0."""
+    sampling = SamplingConfig(max_response_tokens=8)
+    config = UpdateConfig(lr=1e-2, overlong_filtering=True, prompts_per_minibatch=2, loss_norm="token")
+    results = []
+    for advantage, length in ((0.5, 8), (-9.0, 3)):
+        batch, policy = random_batch(4), tiny_policy()
+        batch.advantages[batch.truncated] = advantage
+        for row in np.flatnonzero(batch.truncated):
+            batch.responses[row][length:] = []
+            batch.sampler_logprobs[row] = batch.sampler_logprobs[row][:length]
+        metrics = update(policy, batch, config, sampling, seed=3)
+        results.append((metrics.loss, metrics.grad_norm))
+    assert batch.truncated.any()
+    assert results[0] == pytest.approx(results[1], rel=1e-9)
+    batch.truncated[:] = True
+    metrics = update(tiny_policy(), batch, config, sampling, seed=3)
+    assert (metrics.loss, metrics.grad_norm, metrics.num_responses) == (0.0, 0.0, len(batch.responses))
 
 
 def test_clipped_loss_and_gradient_off_policy():
@@ -152,6 +184,27 @@ def test_update_is_repeatable_bit_for_bit():
         update(policy, random_batch(1), UpdateConfig(lr=1e-2), SamplingConfig(max_response_tokens=8), seed=0)
         runs.append([p.detach().clone() for p in policy.model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_gradient_checkpointing_keeps_less_and_changes_nothing():
+    runs, kept = [], []
+    for checkpointing in (False, True):
+        policy = tiny_policy(dtype=torch.float32)
+        config = UpdateConfig(lr=1e-2, gradient_checkpointing=checkpointing)
+        sizes = []
+
+        def pack(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            metrics = update(policy, random_batch(1), config, SamplingConfig(max_response_tokens=8), seed=0)
+        runs.append((metrics, [p.detach().clone() for p in policy.model.parameters()]))
+        kept.append(sum(sizes))
+        assert not any("forward" in vars(module) for module in policy.model.modules())
+    assert runs[0][0] == runs[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(runs[0][1], runs[1][1], strict=True))
+    assert kept[1] < 0.5 * kept[0]
 
 
 def test_non_finite_never_reaches_the_weights():

@@ -19,6 +19,26 @@ def test_files_load_without_edits_and_their_answers_are_right(real_data, folder,
     assert np.mean([v.reward for v in wrong]) < 0.05
 
 
+@pytest.mark.parametrize(
+    ("file", "unreadable"),
+    [
+        ("aime24/test.jsonl", 0),
+        ("aime25/test.jsonl", 0),
+        ("amc23/test.jsonl", 0),
+        ("hmmt_feb_2025/test.jsonl", 0),
+        ("deepscaler_sub1209/dsr_sub.parquet", 2),  # two answers in one; a brace that is missing
+    ],
+)
+def test_every_reference_answer_is_equal_to_itself_and_not_to_one_more(real_data, file, unreadable):
+    domain = Maths(path=str(real_data / file), unusable="drop")
+    problems = [*domain.problems("train"), *domain.problems("heldout")][:400]
+    for form in ("So it is \\boxed{%s}.", "It follows.\n**Final Answer:** %s"):
+        verdicts = domain.verify_batch(problems, [form % p.answer for p in problems])
+        assert sum(v.reward == 0 for v in verdicts) <= unreadable
+    more = domain.verify_batch(problems, [f"So it is \\boxed{{{p.answer} + 1}}." for p in problems])
+    assert sum(v.reward for v in more) == 0
+
+
 def test_game_of_24_agrees_with_the_published_grades_and_strategies(real_data):
     folder = real_data / "game24_gpt4_100x100"
     domain = Countdown(path=str(folder / "24.csv"), target=24, operators="+-*/")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from polyepo.advantages import marginal_set_advantages
 from polyepo.config import ConfigError, parse_config
 from polyepo.domains import Polynomial, Verdict
 from polyepo.policy.model import weights_digest
@@ -18,9 +19,10 @@ from tasks import policy as policies
 from tasks.evaluate import evaluate, read_evaluation
 from tasks.judge import judge
 from tasks.policy import ReplayError, check_prompts, checkpoint, policy_at, warm_start, warm_start_digest
+from tasks.rescore import choose_scoring
 from tasks.run import RunExistsError, create_or_resume
 from tasks.sample import sample
-from tasks.score import score
+from tasks.score import commit_scores, score
 from tasks.update import checkpoint_due, update
 from tests.conftest import small_config
 
@@ -196,6 +198,44 @@ def test_bad_problem_ids_are_refused(tmp_path, monkeypatch, ids, message):
     monkeypatch.setattr(Polynomial, "problems", problems)
     with pytest.raises(ConfigError, match=message):
         create_or_resume(str(tmp_path), "run", parse_config(small_config()).runs("run")["run"])
+
+
+def test_long_responses_lose_reward_before_sets_are_scored(tmp_path):
+    """By hand: nothing up to 4 of 8 tokens, then linearly to 2; and saved rollouts are scored the same later."""
+    scoring = {"method": "poly_epo", "set_size": 2, "overlong_penalty": {"buffer_tokens": 4, "factor": 2.0}}
+    hot = {"temperature": 2.0}  # so that lengths differ
+    run = start(str(tmp_path / "a"), parse_config(small_config(scoring=scoring, sampling=hot)).runs("run")["run"])
+    train(run, until=1)
+    lengths = {
+        (row["problem_id"], row["sample"]): len(row["response_token_ids"])
+        for row in run.store.read_table(run.key("rollouts", 1, 0)).to_pylist()
+    }
+    rows = run.store.read_table(run.scores_key(1)).to_pylist()
+    for row in rows:
+        assert row["overlong_penalty"] == 2 * max(0, lengths[(row["problem_id"], row["sample"])] - 4) / 4
+        assert row["reward"] in (0.0, 1.0), "what the verifier says stays"
+    assert len({row["overlong_penalty"] for row in rows}) > 1
+    rewards = np.array([row["reward"] - row["overlong_penalty"] for row in rows]).reshape(4, 4)
+    clusters = np.array([-1 if row["degenerate"] else row["cluster"] for row in rows]).reshape(4, 4)
+    expected = marginal_set_advantages(rewards, clusters, 2, num_sets=6)  # every set, one by one
+    np.testing.assert_allclose([row["advantage"] for row in rows], expected.ravel(), atol=1e-12)
+    plain = start(str(tmp_path / "b"), parse_config(small_config(sampling=hot)).runs("run")["run"])
+    train(plain, until=1)
+    assert plain.store.read_table(plain.scores_key(1))["overlong_penalty"].null_count == len(rows)
+    later = commit_scores(plain, choose_scoring(plain, scoring, None, None), plain.config.judge, 1)
+    assert plain.store.read_table(later).to_pylist() == rows
+    with pytest.raises(ConfigError, match=r"buffer_tokens 9 must not exceed sampling\.max_response_tokens 8"):
+        choose_scoring(plain, {"method": "grpo", "overlong_penalty": {"buffer_tokens": 9}}, None, None)
+
+
+def test_the_update_knows_which_responses_are_truncated(tmp_path):
+    limits = {"max_response_tokens": 6, "temperature": 3.0}
+    run = start(str(tmp_path), parse_config(small_config(sampling=limits)).runs("run")["run"])
+    train(run, until=1)
+    truncated = policies.training_batch(run, 1).truncated
+    reasons = run.store.read_table(run.key("rollouts", 1, 0))["finish_reason"].to_pylist()
+    assert truncated.tolist() == [reason == "length" for reason in reasons]
+    assert 0 < truncated.mean() < 1
 
 
 def test_a_reward_that_is_no_number_stops_the_step(tmp_path, monkeypatch):

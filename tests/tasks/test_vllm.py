@@ -15,9 +15,12 @@ from polyepo.samplers import vllm
 from polyepo.samplers.vllm import SamplerError, VLLMSampler, WeightsMismatchError
 from tasks.evaluate import evaluate
 from tasks.policy import policy_at
+from tasks.run import create_or_resume
 from tasks.sample import sample
+from tests.byte_model import byte_tokenizer, save_byte_model
 from tests.conftest import small_config
 from tests.polyepo.test_vllm_launch import PROJECT, wait_until_gone
+from tests.tasks.test_maths import config_of, own_files
 from tests.tasks.test_stages import forget, start, train
 
 PYTHON = os.environ.get("POLYEPO_TEST_VLLM_PYTHON")
@@ -165,3 +168,32 @@ def test_a_server_is_gone_when_its_run_is_killed(tmp_path):
     killed.communicate()
     wait_until_gone(processes)
     assert not session(leader)
+
+
+def test_a_padded_vocabulary_with_two_ends(tmp_path):
+    """A third of the model's vocabulary is padding: it is never sampled, and log-probabilities are the trainer's."""
+    vllm.stop_servers()
+    tokenizer = byte_tokenizer()
+    ends = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    model = save_byte_model(
+        tmp_path / "model", tokenizer, padding=123, hidden_size=64, num_key_value_heads=2, eos_token_id=ends
+    )
+    sampler = vllm_config(tmp_path)["sampler"]
+    limits = {"prompts_per_step": 4, "num_responses": 8, "max_prompt_tokens": 400, "max_response_tokens": 64}
+    run = create_or_resume(
+        str(tmp_path / "root"), "m", config_of(model, own_files(tmp_path), sampler=sampler, sampling=limits)
+    )
+    train(run)
+    vllm.stop_servers()
+    for step in (1, 2):
+        (row,) = run.store.read_table(run.key("updates", step)).to_pylist()
+        assert row["logprob_mismatch_max"] < 1e-4
+        assert row["grad_norm"] > 0
+    responses = [
+        row["response_token_ids"]
+        for step in (1, 2)
+        for row in run.store.read_table(run.key("rollouts", step, 0)).to_pylist()
+    ]
+    assert max(max(response) for response in responses) < len(tokenizer)
+    assert {response[-1] for response in responses if len(response) < 64} == set(ends)
+    assert not set(ends) & {token for response in responses for token in response[:-1]}
