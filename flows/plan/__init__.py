@@ -86,7 +86,9 @@ def _plan_run(name: str, config: RunConfig) -> RunPlan:
     tokenizer, lengths, model, held = None, None, None, None
     try:
         tokenizer = load_tokenizer(config)
-        lengths = {p.problem_id: len(encode_prompt(tokenizer, p)) for split in splits.values() for p in split}
+        every_problem = (problem for split in splits.values() for problem in split)
+        kwargs = config.policy.chat_template_kwargs
+        lengths = {problem.problem_id: len(encode_prompt(tokenizer, problem, kwargs)) for problem in every_problem}
     except UnknownError as error:
         unknown.append(f"lengths of the prompts: {error}")
     problems = Problems(splits["train"], splits["heldout"], lengths)

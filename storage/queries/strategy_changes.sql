@@ -9,7 +9,7 @@ WITH a AS (
 ), b AS (
     SELECT judge, problem_id, macro_strategy, micro_strategy, count(*) AS n FROM strategies
     WHERE run = run_b AND step = step_b AND benchmark = of_benchmark AND reward > 0.5
-      AND (scoring IS NULL OR scoring = (SELECT scoring FROM runs WHERE run = run_a)) GROUP BY ALL
+      AND (scoring IS NULL OR scoring = (SELECT scoring FROM runs WHERE run = run_b)) GROUP BY ALL
 ), both_have AS (
     SELECT judge, problem_id FROM graded WHERE run = run_a AND step = step_a AND benchmark = of_benchmark
     INTERSECT

@@ -1,5 +1,6 @@
 """What `polyepo plan` says beforehand, against what real steps then took."""
 
+import json
 import math
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from polyepo.config import SamplingConfig, UpdateConfig, parse_config
 from polyepo.judges import Group
 from polyepo.policy.model import Policy, micro_batches
 from polyepo.policy.update import Batch, update
+from polyepo.policy.warm_start import word_tokenizer
 from tasks.evaluate import evaluate, parts, read_evaluation
 from tests.conftest import small_config
 from tests.tasks.test_stages import start, train
@@ -180,6 +182,24 @@ def test_a_model_is_known_by_its_config_alone(tmp_path):
     assert found.positions == config.max_position_embeddings
     plan = plan_of(policy={"warm_start": None, "model": str(tmp_path)})
     assert plan.unknown == [f"lengths of the prompts: policy.model {str(tmp_path)!r} has no tokenizer with it"]
+
+
+def test_prompts_are_as_long_as_the_chat_template_makes_them(tmp_path):
+    tokenizer = word_tokenizer(["1", "think", "user"])
+    tokenizer.chat_template = (
+        "{% for message in messages %}user {{ message.content }}{% endfor %}{% if deep %} think think{% endif %}"
+    )
+    tokenizer.save_pretrained(tmp_path)
+    small_models()[0].save_pretrained(tmp_path)
+    rows = [{"problem": [{"role": "user", "content": f"number{i} 1"}], "answer": str(i)} for i in range(8)]
+    (tmp_path / "problems.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    policy = {"warm_start": None, "model": str(tmp_path)}
+    domain = {"name": "maths", "path": str(tmp_path / "problems.jsonl"), "heldout_fraction": 0.3}
+    sampling = {"max_prompt_tokens": 4}
+    assert plan_of(policy=policy, domain=domain, sampling=sampling).findings == []
+    deep = plan_of(policy={**policy, "chat_template_kwargs": {"deep": True}}, domain=domain, sampling=sampling)
+    assert "8 prompts are empty or longer than sampling.max_prompt_tokens 4" in deep.findings[0].text
+    assert "has 5 tokens" in deep.findings[0].text
 
 
 def test_a_model_that_is_not_at_hand_is_not_known(file):

@@ -315,6 +315,20 @@ def simple(label=0, reward=1.0, **more):
     }  # fmt: skip
 
 
+def test_strategies_of_runs_that_are_scored_differently(tmp_path):
+    store = make_root(tmp_path, [[[simple(0), simple(1)]]])
+    record = {"config": {"steps": 1, "seed": 0, "domain": {"name": "d"}}, "config_hash": "h", "scoring": "grpo"}
+    store.create_run("grpo", record)
+    rows = rows_of("grpo", 1, [[simple(0), simple(0)]])
+    own = {"scoring": "grpo", "objective": "o", "judge": "first"}
+    labels = [pick({**r, **label_of(0), **own}, LABELS) for r in rows]
+    commit(store, "grpo", "labels", 1, labels, LABELS, shard=0, judge="first")
+    scores = [pick({**r, **label_of(0), **own}, SCORES) for r in rows]
+    commit(store, "grpo", "scores", 1, scores, SCORES, scoring="grpo")
+    found = ask(connect(str(tmp_path)), "FROM strategy_changes('run', 1, 'grpo', 1)")
+    assert {row["macro_strategy"]: row["change"] for row in found} == {"macro 0": "kept", "macro 1": "lost"}
+
+
 def test_maj_at_k_votes_in_blocks(tmp_path):
     """Samples 0 and 1 vote, then 2 and 3; sample 4 has no partner and stays out."""
     answers = ["1", "1", "2", None, "2"]
