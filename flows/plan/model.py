@@ -74,7 +74,7 @@ def load_model(policy: PolicyConfig, tokenizer: Any) -> ModelFacts:
     try:
         if policy.warm_start:
             with torch.device("meta"):
-                config = warm_start._small_llama(policy.warm_start, len(tokenizer), tokenizer).config
+                config = warm_start.small_llama(policy.warm_start, len(tokenizer), tokenizer).config
         else:
             config = AutoConfig.from_pretrained(policy.model, **_options(policy))
         with FakeTensorMode():

@@ -52,7 +52,7 @@ def warm_start(
     prompts = [encode_prompt(tokenizer, problem) for problem in problems]
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = _small_llama(config, len(tokenizer), tokenizer)
+        model = small_llama(config, len(tokenizer), tokenizer)
     rng = np.random.default_rng(derive_seed(config.seed, "warm start"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98))
     losses = []
@@ -75,7 +75,7 @@ def warm_start(
     return float(np.mean(losses[-max(1, config.steps // 10) :]))
 
 
-def _small_llama(config: WarmStart, vocabulary_size: int, tokenizer: Any) -> LlamaForCausalLM:
+def small_llama(config: WarmStart, vocabulary_size: int, tokenizer: Any) -> LlamaForCausalLM:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary_size,
