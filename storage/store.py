@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from polyepo.schemas import SCHEMA_VERSION, TABLES
+from storage.errors import CorruptArtifactError, StoreError
 from storage.files import open_files
 from storage.layout import AnyKey, ArtifactKey, check_name, stage_path
 from storage.manifest import FileEntry, Manifest, Provenance
@@ -28,14 +29,6 @@ _DICTIONARY_COLUMNS = {
     "run", "problem_id", "domain", "split", "judge", "scoring", "objective", "benchmark", "sampler",
     "finish_reason", "status", "macro_strategy", "micro_strategy", "parsed_answer", "prompt_token_ids",
 }  # fmt: skip
-
-
-class StoreError(RuntimeError):
-    """The store cannot be used as asked; the message names the root or artifact and the reason."""
-
-
-class CorruptArtifactError(StoreError):
-    """A committed artifact's files are not what its manifest says."""
 
 
 class Store:
@@ -232,22 +225,27 @@ class Store:
         try:
             for entry, data in files:
                 self.files.write(f"{folder}/{entry.path}", data)
+        except (OSError, StoreError) as error:
+            self._discard(folder)
+            raise self._uncommitted(key, error) from error
+        try:
             won = self.files.create(f"{key.path}/manifest.json", manifest.model_dump_json(indent=1).encode())
-        except OSError as error:
-            self._discard(key, attempt)
-            raise StoreError(f"{key.path} could not be committed under root {self.root!r}: {error}") from error
+        except (OSError, StoreError) as error:
+            # The files stay: the manifest may be there all the same, or come to be there yet.
+            raise self._uncommitted(key, error) from error
         if not won:
-            self._discard(key, attempt)
+            self._discard(folder)
             return self._committed(key)
         self._remember(manifest)
         return manifest
 
-    def _discard(self, key: AnyKey, attempt: str) -> None:
-        """Remove an attempt's files, unless the manifest names them: it may exist although creating it raised."""
-        with contextlib.suppress(OSError):
-            committed = self.manifest(key)
-            if committed is None or committed.attempt != attempt:
-                self.files.remove(f"{key.path}/{attempt}")
+    def _discard(self, folder: str) -> None:
+        """Remove an attempt's files; what is left if that fails, `polyepo gc` finds."""
+        with contextlib.suppress(OSError, StoreError):
+            self.files.remove(folder)
+
+    def _uncommitted(self, key: AnyKey, error: Exception) -> StoreError:
+        return StoreError(f"{key.path} could not be committed under root {self.root!r}: {error}")
 
     def _remember(self, manifest: Manifest) -> None:
         # Manifests never change, so they may be kept; a few, so that memory stays flat over thousands of steps.
