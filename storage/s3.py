@@ -93,12 +93,12 @@ class S3Files:
 
     def write(self, path: str, data: bytes) -> None:
         """Write a new object."""
-        self._call(self.fs._pipe_file, self._full(path), data, limit_s=_REQUEST_S + len(data) / _BYTES_PER_S)
+        self._put(path, data)
 
     def create(self, path: str, data: bytes) -> bool:
         """Write an object unless it exists, atomically."""
         try:
-            self._call(self.fs._pipe_file, self._full(path), data, mode="create")
+            self._put(path, data, mode="create")
         except FileExistsError:
             # A first try may have been carried out although its reply was lost: what is there is ours then.
             return self.read(path) == data
@@ -153,6 +153,10 @@ class S3Files:
     def _full(self, path: str) -> str:
         return f"{self._bucket}/{self._prefix}{path}"
 
+    def _put(self, path: str, data: bytes, **options: Any) -> None:
+        limit_s = _REQUEST_S + len(data) / _BYTES_PER_S
+        self._call(self.fs._pipe_file, self._full(path), data, limit_s=limit_s, **options)
+
     def _list(self, path: str, delimiter: str) -> list[dict[str, Any]]:
         # s3fs's own ls and find ask twice more where there is nothing.
         return self._call(self.fs._lsdir, self._full(path), delimiter=delimiter, limit_s=_READ_S)
@@ -193,7 +197,8 @@ class S3Files:
             return f"there are no credentials: set {_CREDENTIALS} ({error})"
         if isinstance(error, botocore.exceptions.ConnectionError):
             return f"nothing answers at {endpoint}: correct AWS_ENDPOINT_URL, or start the server there"
-        if status == 501 or isinstance(error, botocore.parsers.ResponseParserError):
+        no_code = code.isdecimal() and status >= 500  # S3 puts one into its replies
+        if (no_code and not self._answered) or isinstance(error, botocore.parsers.ResponseParserError):
             return f"what answers at {endpoint} is no S3 server: correct AWS_ENDPOINT_URL"
         if isinstance(error, TimeoutError):
             return f"bucket {self._bucket!r} at {endpoint} is too slow or hangs"

