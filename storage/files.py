@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -26,8 +27,8 @@ class Files(Protocol):
     fs: Any
     """The file system that fsspec knows them by; None where their `url` opens without it."""
 
-    def write(self, path: str, data: bytes) -> None:
-        """Write a new file, durably, making its folders."""
+    def write(self, path: str, content: bytes | Path) -> None:
+        """Write a new file, durably, making its folders: some bytes, or a copy of a local file."""
         ...
 
     def create(self, path: str, data: bytes) -> bool:
@@ -71,11 +72,11 @@ class LocalFiles:
     def __init__(self, root: str) -> None:
         self._root = Path(root).expanduser().absolute()
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, content: bytes | Path) -> None:
         """Write a new file, durably, making its folders."""
         target = self._root / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        _write_and_sync(target, data)
+        _write_and_sync(target, content)
         _sync_folder(target.parent)
 
     def create(self, path: str, data: bytes) -> bool:
@@ -153,9 +154,13 @@ def open_files(root: str, **options: Any) -> Files:
     return LocalFiles(root)
 
 
-def _write_and_sync(path: Path, data: bytes) -> None:
+def _write_and_sync(path: Path, content: bytes | Path) -> None:
     with open(path, "xb") as file:
-        file.write(data)
+        if isinstance(content, bytes):
+            file.write(content)
+        else:
+            with content.open("rb") as source:
+                shutil.copyfileobj(source, file, 1 << 20)
         file.flush()
         os.fsync(file.fileno())
 

@@ -91,9 +91,13 @@ class S3Files:
         self.fs = fsspec.filesystem("s3", **options)
         self.fs.retries = 3  # of a body that breaks off
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, content: bytes | Path) -> None:
         """Write a new object."""
-        self._put(path, data)
+        if isinstance(content, bytes):
+            self._put(path, content)
+        else:
+            limit_s = _REQUEST_S + content.stat().st_size / _BYTES_PER_S
+            self._call(self.fs._put_file, str(content), self._full(path), limit_s=limit_s)
 
     def create(self, path: str, data: bytes) -> bool:
         """Write an object unless it exists, atomically."""

@@ -61,6 +61,16 @@ def test_a_request_that_fails_once_is_made_again(proxy, root, fault, method, par
     assert names == {manifest.attempt, "shard=000"}, "one attempt, the winner's, and the manifest"
 
 
+def test_a_commit_takes_no_request_more_than_it_must(proxy, root):
+    store = Store(root)
+    assert not store.exists(KEY)
+    commit(store)
+    store.read_table(KEY)
+    store.exists(KEY)
+    asked = [(request.method, request.path.rsplit("/", 1)[-1].split("?")[0]) for request in proxy.requests]
+    assert asked == [("GET", "manifest.json"), ("PUT", "part-00000.parquet"), ("PUT", "manifest.json")]
+
+
 def test_a_lost_reply_to_the_winner_is_no_lost_race(proxy, root):
     store = Store(root)
     proxy.fault = once("lost", "PUT", "manifest.json")
@@ -132,6 +142,35 @@ def test_many_random_faults_lose_nothing(proxy, root):
     assert [finding for path in manifests(fresh, "run") for finding in verify_artifact(fresh, path)] == []
     kept = {manifest.attempt for manifest in returned[0].values()}
     assert all(item.path.rsplit("/", 1)[-1] not in kept for item in find_garbage(fresh, -60))
+
+
+def test_whoever_asks_for_what_is_on_its_way_waits_for_it(proxy, root):
+    store, go = Store(root), threading.Event()
+    proxy.fault = lambda request: go.wait() and None
+    store.in_background(KEY, functools.partial(commit, store))
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(store.exists, KEY), pool.submit(store.read_table, KEY)]
+        assert not any(future.done() for future in asked)
+        go.set()
+        assert asked[0].result(timeout=60)
+        assert asked[1].result(timeout=60).equals(labels())
+    store.wait()
+    assert Store(root).read_table(KEY, verify=True).equals(labels())
+
+
+def test_what_goes_wrong_in_the_background_is_raised_once(proxy, root):
+    store = Store(root)
+    store.check()
+    for ask in (store.wait, lambda: store.read_table(KEY)):
+        proxy.fault = lambda request: "AccessDenied" if request.method == "PUT" else None
+        store.in_background(KEY, functools.partial(commit, store))
+        with pytest.raises(StoreError, match=r"could not be committed.*access is denied"):
+            ask()
+        assert not store.exists(KEY)
+    proxy.fault = lambda request: None
+    store.in_background(KEY, functools.partial(commit, store))
+    store.wait()
+    assert Store(root).exists(KEY)
 
 
 def test_nothing_hangs_for_ever(proxy, root, monkeypatch):
