@@ -13,8 +13,25 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+class _Commands(TyperGroup):
+    """All commands; a store that cannot be used is one message, whichever of them finds out."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            from flows.terminal import safe_text
+            from storage import StoreError
+
+            if isinstance(error, StoreError):
+                _fail(Console(), safe_text(error))
+            raise
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 RootOption = Annotated[
     str, typer.Option(help="Where artifacts are: a path or s3://bucket/prefix.", envvar="POLYEPO_ROOT")
@@ -46,6 +63,9 @@ def train(
     except ConfigError as error:
         _fail(console, str(error), code=2)
     from flows import follow, local_stack
+    from storage import open_store
+
+    open_store(root).check()
 
     def say(line: str) -> None:
         console.print(f"· {line}", highlight=False, markup=False, soft_wrap=True)
@@ -149,6 +169,7 @@ def experiment(
     _quiet_prefect()
     from flows import experiment as experiments
     from flows.local_stack import StackError
+    from storage import open_store
 
     def say(line: str) -> None:
         console.print(f"· {line}", highlight=False, markup=False, soft_wrap=True)
@@ -156,6 +177,7 @@ def experiment(
     again = _command("polyepo", "experiment", str(file), "--name", loaded.name, "--root", root)
     try:
         if not compare_only:
+            open_store(root).check()
             threads = load_config(loaded.config).policy.num_threads
             count = jobs or experiments.parallel_runs(threads)
             experiments.run_experiment(loaded, root, count, console, say)
@@ -258,16 +280,12 @@ def verify(run: str, root: RootOption = "artifacts") -> None:
     from rich.progress import track
 
     from flows.terminal import safe_text
-    from storage import StoreError, open_store
+    from storage import open_store
     from storage.verify import manifests, verify_artifact
 
     console = Console()
     store = open_store(root)
-    try:
-        record = store.run_record(run)
-    except StoreError as error:
-        _fail(console, safe_text(error))
-    if record is None:
+    if store.run_record(run) is None:
         _fail(console, f"run {run!r} does not exist under {root!r}", code=2)
     paths = manifests(store, run)
     found = []

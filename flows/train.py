@@ -73,6 +73,7 @@ def train_run(run: Run, progress: TrainingProgress) -> None:
         if evaluation_due(run, step):
             evaluate(root, name, step)
         progress.advance(run, step)
+    run.store.wait()  # for the last checkpoint
 
 
 def train_step(run: Run, step: int) -> None:

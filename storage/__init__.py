@@ -1,9 +1,10 @@
 """Artifacts on a local disk or object storage: a commit protocol, and readers that trust nothing but manifests."""
 
 from storage.catalog import Catalog, connect, rows
+from storage.errors import CorruptArtifactError, StoreError
 from storage.layout import ArtifactKey, ModelKey
 from storage.manifest import Manifest, Provenance
-from storage.store import CorruptArtifactError, Store, StoreError, open_store
+from storage.store import Store, open_store
 
 __all__ = [
     "ArtifactKey",

@@ -22,7 +22,6 @@ import pyarrow.dataset as ds
 import pyarrow.fs
 
 from polyepo.schemas import TABLES
-from storage.files import RemoteFiles
 from storage.layout import is_name
 from storage.manifest import Manifest, ParentRef
 from storage.store import open_store
@@ -102,13 +101,13 @@ class Catalog:
         """Show what was committed since."""
         self._scan()
         files = self._store.files
-        if isinstance(files, RemoteFiles):
+        if files.fs is None:
+            self.connection.execute(self.init_sql())
+        else:
             # DuckDB asks for every file by name before a query: on object storage a request each. Arrow does not.
             for name, schema in TABLES.items():
                 self.connection.register(name, _dataset(schema, self._tables(name), files.fs))
             self.connection.execute("\n".join([self._runs_view(), *queries().values()]))
-        else:
-            self.connection.execute(self.init_sql())
 
     def init_sql(self) -> str:
         """SQL that makes the same views and macros in any DuckDB that can read the root's files."""

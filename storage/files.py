@@ -1,14 +1,14 @@
-"""The few file operations that the commit protocol needs, on a local disk and on object storage."""
+"""The few file operations that the commit protocol needs, and how a local disk does them (s3.py: object storage)."""
 
 from __future__ import annotations
 
 import os
-import tempfile
+import shutil
 import uuid
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import fsspec
+from storage.errors import StoreError
 
 
 class FoundFile(NamedTuple):
@@ -24,12 +24,15 @@ class FoundFile(NamedTuple):
 class Files(Protocol):
     """Files under a root; paths are relative, with forward slashes."""
 
-    def write(self, path: str, data: bytes) -> None:
-        """Write a new file, durably, making its folders."""
+    fs: Any
+    """The file system that fsspec knows them by; None where their `url` opens without it."""
+
+    def write(self, path: str, content: bytes | Path) -> None:
+        """Write a new file, durably, making its folders: some bytes, or a copy of a local file."""
         ...
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write a file unless it exists, atomically: of any number of callers exactly one gets True."""
+        """Write a file unless it exists, atomically: of callers with different data exactly one gets True."""
         ...
 
     def read(self, path: str) -> bytes:
@@ -64,14 +67,16 @@ class Files(Protocol):
 class LocalFiles:
     """A folder on a local disk. fsspec's local "create" checks and then writes, so it is no lock: os.link is."""
 
+    fs = None
+
     def __init__(self, root: str) -> None:
         self._root = Path(root).expanduser().absolute()
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, content: bytes | Path) -> None:
         """Write a new file, durably, making its folders."""
         target = self._root / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        _write_and_sync(target, data)
+        _write_and_sync(target, content)
         _sync_folder(target.parent)
 
     def create(self, path: str, data: bytes) -> bool:
@@ -137,89 +142,25 @@ class LocalFiles:
         return str(self._root / path)
 
 
-class RemoteFiles:
-    """A prefix of an object store, through fsspec. Creation is conditional: s3fs sends If-None-Match: *."""
-
-    def __init__(self, root: str, **options: Any) -> None:
-        self.fs, prefix = fsspec.core.url_to_fs(root, **options)
-        self._prefix = prefix.rstrip("/")
-        self._protocol = root.split("://", 1)[0]
-        self._copies = tempfile.TemporaryDirectory(prefix="polyepo-")
-
-    def write(self, path: str, data: bytes) -> None:
-        """Write a new object."""
-        self.fs.pipe_file(self._full(path), data)
-
-    def create(self, path: str, data: bytes) -> bool:
-        """Write an object unless it exists, atomically."""
-        try:
-            self.fs.pipe_file(self._full(path), data, mode="create")
-        except FileExistsError:
-            return False
-        return True
-
-    def read(self, path: str) -> bytes:
-        """An object's content."""
-        return self.fs.cat_file(self._full(path))
-
-    def exists(self, path: str) -> bool:
-        """Whether an object is there, asked of the store and not of a cached listing."""
-        self.fs.invalidate_cache()
-        return self.fs.isfile(self._full(path))
-
-    def names(self, path: str) -> list[str]:
-        """Names of what a prefix holds."""
-        try:
-            return sorted(
-                name.rstrip("/").rsplit("/", 1)[-1] for name in self.fs.ls(self._full(path), detail=False, refresh=True)
-            )
-        except FileNotFoundError:
-            return []
-
-    def find(self, path: str) -> list[FoundFile]:
-        """Every object below a prefix."""
-        self.fs.invalidate_cache()
-        found = self.fs.find(self._full(path), detail=True)
-        start = len(self._full(""))
-        return sorted(
-            FoundFile(name[start:], info["size"], info["LastModified"].timestamp()) for name, info in found.items()
-        )
-
-    def remove(self, path: str) -> None:
-        """Delete an object, or all below a prefix."""
-        if self.fs.exists(self._full(path)):
-            self.fs.rm(self._full(path), recursive=True)
-
-    def local_copy(self, path: str, names: list[str]) -> Path:
-        """A download, kept for as long as this object lives."""
-        folder = Path(self._copies.name) / path
-        for name in names:
-            target = folder / name
-            if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-                self.fs.get_file(self._full(f"{path}/{name}"), str(partial))
-                partial.rename(target)
-        return folder
-
-    def url(self, path: str) -> str:
-        """With the protocol in front."""
-        return f"{self._protocol}://{self._full(path)}"
-
-    def _full(self, path: str) -> str:
-        return f"{self._prefix}/{path}"
-
-
 def open_files(root: str, **options: Any) -> Files:
-    """Files under a local path or a URL such as s3://bucket/prefix."""
-    if "://" in root and not root.startswith("file://"):
-        return RemoteFiles(root, **options)
-    return LocalFiles(root.removeprefix("file://"))
+    """Files under a local path or s3://bucket/prefix. Raises StoreError if the root is neither."""
+    if root.startswith("s3://"):
+        from storage.s3 import S3Files  # takes half a second to import
+
+        return S3Files(root, **options)
+    root = root.removeprefix("file://")
+    if "://" in root:
+        raise StoreError(f"root {root!r} must be a local path or s3://bucket/prefix")
+    return LocalFiles(root)
 
 
-def _write_and_sync(path: Path, data: bytes) -> None:
+def _write_and_sync(path: Path, content: bytes | Path) -> None:
     with open(path, "xb") as file:
-        file.write(data)
+        if isinstance(content, bytes):
+            file.write(content)
+        else:
+            with content.open("rb") as source:
+                shutil.copyfileobj(source, file, 1 << 20)
         file.flush()
         os.fsync(file.fileno())
 

@@ -8,7 +8,8 @@ import io
 import json
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -19,23 +20,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from polyepo.schemas import SCHEMA_VERSION, TABLES
+from storage.errors import CorruptArtifactError, StoreError
 from storage.files import open_files
 from storage.layout import AnyKey, ArtifactKey, check_name, stage_path
 from storage.manifest import FileEntry, Manifest, Provenance
 
 _ROW_GROUP_BYTES = 64 << 20
+_KEPT_BYTES = 256 << 20
 _DICTIONARY_COLUMNS = {
     "run", "problem_id", "domain", "split", "judge", "scoring", "objective", "benchmark", "sampler",
     "finish_reason", "status", "macro_strategy", "micro_strategy", "parsed_answer", "prompt_token_ids",
 }  # fmt: skip
-
-
-class StoreError(RuntimeError):
-    """The store cannot be used as asked; the message names the root or artifact and the reason."""
-
-
-class CorruptArtifactError(StoreError):
-    """A committed artifact's files are not what its manifest says."""
 
 
 class Store:
@@ -49,6 +44,10 @@ class Store:
         self.root = root
         self.files = open_files(root, **options)
         self._manifests: dict[str, Manifest] = {}
+        self._absent: set[str] = set()
+        self._kept: dict[str, bytes] = {}
+        self._pending: dict[str, Future[Manifest]] = {}
+        self._uploads = None if self.files.fs is None else ThreadPoolExecutor(4, "upload")
         self._lock = threading.Lock()  # shards are judged in threads of their own
 
     # --- committing
@@ -70,11 +69,13 @@ class Store:
             ValueError: columns or types are not the schema's, a null stands where none may, or a key repeats.
             StoreError: it could not be written; nothing committed before is harmed.
         """
-        if (existing := self.manifest(key)) is not None:
+        if (existing := self._existing(key)) is not None:
             return existing
         table = conform(table, table_name)
         data = table_bytes(table, table_name, provenance)
-        entry = _entry("part-00000.parquet", data, table.num_rows)
+        entry = FileEntry(
+            path="part-00000.parquet", size=len(data), sha256=hashlib.sha256(data).hexdigest(), num_rows=table.num_rows
+        )
         return self._commit(key, [(entry, data)], provenance, parents, table_name, table.num_rows)
 
     def commit_files(
@@ -86,14 +87,28 @@ class Store:
             ValueError: the directory is empty or holds a symbolic link.
             StoreError: it could not be written; nothing committed before is harmed.
         """
-        if (existing := self.manifest(key)) is not None:
+        if (existing := self._existing(key)) is not None:
             return existing
         paths = sorted(path for path in directory.rglob("*") if not path.is_dir())
         if not paths or any(path.is_symlink() for path in paths):
             raise ValueError(f"directory {str(directory)!r} must hold files, and no symbolic links")
-        contents = [(path.relative_to(directory).as_posix(), path.read_bytes()) for path in paths]
-        entries = [(_entry(name, data), data) for name, data in contents]
-        return self._commit(key, entries, provenance, parents)
+        return self._commit(key, [(_entry(path, directory), path) for path in paths], provenance, parents)
+
+    def in_background(self, key: AnyKey, commit: Callable[[], Manifest]) -> None:
+        """Commit an artifact while the caller goes on, where that takes longer than on a local disk.
+
+        Whoever asks for the artifact waits for it, so nothing is made from what is not committed. What goes wrong is
+        raised by whatever asks first: for the artifact, or by `wait`.
+        """
+        if self._uploads is None:
+            commit()
+        else:
+            self._pending[key.path] = self._uploads.submit(commit)
+
+    def wait(self) -> None:
+        """Wait for what is committed in the background. Raises what kept the first from it."""
+        for path in list(self._pending):
+            self._arrived(path)
 
     def create_run(self, run: str, record: dict[str, Any]) -> dict[str, Any]:
         """Write a run's record unless it exists; returns the one that is stored."""
@@ -110,14 +125,7 @@ class Store:
     def manifest(self, key: AnyKey) -> Manifest | None:
         """An artifact's manifest, or None if it is not committed."""
         path = key.path
-        if (known := self._manifests.get(path)) is not None:
-            return known
-        try:
-            manifest = Manifest.model_validate_json(self.files.read(f"{path}/manifest.json"))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        self._remember(manifest)
-        return manifest
+        return self._manifests.get(path) or self._arrived(path) or self._stored(path)
 
     def exists(self, key: AnyKey) -> bool:
         """Whether an artifact is committed."""
@@ -205,10 +213,37 @@ class Store:
 
     # --- inside
 
+    def _arrived(self, path: str) -> Manifest | None:
+        """The manifest of what is being committed in the background, once it is; None if it is not."""
+        if (pending := self._pending.get(path)) is None:
+            return None
+        try:
+            return pending.result()
+        finally:
+            self._pending.pop(path, None)
+
+    def _existing(self, key: AnyKey) -> Manifest | None:
+        """The manifest, if there is one; whoever was told that there is none need not be told again."""
+        if key.path in self._absent:
+            self._absent.discard(key.path)
+            return None
+        return self._manifests.get(key.path) or self._stored(key.path)
+
+    def _stored(self, path: str) -> Manifest | None:
+        try:
+            manifest = Manifest.model_validate_json(self.files.read(f"{path}/manifest.json"))
+        except (FileNotFoundError, NotADirectoryError):
+            if len(self._absent) >= 256:
+                self._absent.clear()
+            self._absent.add(path)
+            return None
+        self._remember(manifest)
+        return manifest
+
     def _commit(
         self,
         key: AnyKey,
-        files: list[tuple[FileEntry, bytes]],
+        files: list[tuple[FileEntry, bytes | Path]],
         provenance: Provenance,
         parents: Sequence[Manifest | None],
         table: str | None = None,
@@ -230,24 +265,34 @@ class Store:
         )
         folder = f"{key.path}/{attempt}"
         try:
-            for entry, data in files:
-                self.files.write(f"{folder}/{entry.path}", data)
+            for entry, content in files:
+                self.files.write(f"{folder}/{entry.path}", content)
+        except (OSError, StoreError) as error:
+            self._discard(folder)
+            raise self._uncommitted(key, error) from error
+        try:
             won = self.files.create(f"{key.path}/manifest.json", manifest.model_dump_json(indent=1).encode())
-        except OSError as error:
-            self._discard(key, attempt)
-            raise StoreError(f"{key.path} could not be committed under root {self.root!r}: {error}") from error
+        except (OSError, StoreError) as error:
+            # The files stay: the manifest may be there all the same, or come to be there yet.
+            raise self._uncommitted(key, error) from error
         if not won:
-            self._discard(key, attempt)
-            return self._committed(key)
+            self._discard(folder)
+            if (winner := self._stored(key.path)) is None:
+                raise StoreError(f"{key.path} is committed under root {self.root!r}, but its manifest is gone")
+            return winner
+        for entry, content in files:
+            if isinstance(content, bytes):
+                self._keep(f"{folder}/{entry.path}", content)
         self._remember(manifest)
         return manifest
 
-    def _discard(self, key: AnyKey, attempt: str) -> None:
-        """Remove an attempt's files, unless the manifest names them: it may exist although creating it raised."""
-        with contextlib.suppress(OSError):
-            committed = self.manifest(key)
-            if committed is None or committed.attempt != attempt:
-                self.files.remove(f"{key.path}/{attempt}")
+    def _discard(self, folder: str) -> None:
+        """Remove an attempt's files; what is left if that fails, `polyepo gc` finds."""
+        with contextlib.suppress(OSError, StoreError):
+            self.files.remove(folder)
+
+    def _uncommitted(self, key: AnyKey, error: Exception) -> StoreError:
+        return StoreError(f"{key.path} could not be committed under root {self.root!r}: {error}")
 
     def _remember(self, manifest: Manifest) -> None:
         # Manifests never change, so they may be kept; a few, so that memory stays flat over thousands of steps.
@@ -255,6 +300,15 @@ class Store:
             if len(self._manifests) >= 256:
                 del self._manifests[next(iter(self._manifests))]
             self._manifests[manifest.path] = manifest
+
+    def _keep(self, path: str, data: bytes) -> None:
+        """Keep a file of a remote store, which never changes, for the stages that read it next."""
+        if self.files.fs is None or len(data) > _KEPT_BYTES:
+            return
+        with self._lock:
+            self._kept[path] = data
+            while len(self._kept) > 256 or sum(map(len, self._kept.values())) > _KEPT_BYTES:
+                del self._kept[next(iter(self._kept))]
 
     def _committed(self, key: AnyKey) -> Manifest:
         manifest = self.manifest(key)
@@ -264,6 +318,8 @@ class Store:
 
     def _checked(self, manifest: Manifest, entry: FileEntry, verify: bool) -> bytes:
         path = f"{manifest.path}/{manifest.attempt}/{entry.path}"
+        if not verify and (kept := self._kept.get(path)) is not None:
+            return kept
         try:
             data = self.files.read(path)
         except FileNotFoundError:
@@ -272,6 +328,7 @@ class Store:
             raise CorruptArtifactError(f"{path} must have {entry.size} bytes, but has {len(data)}")
         if verify and (found := hashlib.sha256(data).hexdigest()) != entry.sha256:
             raise CorruptArtifactError(f"{path} must have sha256 {entry.sha256}, but has {found}")
+        self._keep(path, data)
         return data
 
 
@@ -343,8 +400,10 @@ def table_bytes(table: pa.Table, table_name: str, provenance: Provenance) -> byt
     return sink.getvalue()
 
 
-def _entry(name: str, data: bytes, num_rows: int | None = None) -> FileEntry:
-    return FileEntry(path=name, size=len(data), sha256=hashlib.sha256(data).hexdigest(), num_rows=num_rows)
+def _entry(path: Path, directory: Path) -> FileEntry:
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(path=path.relative_to(directory).as_posix(), size=path.stat().st_size, sha256=sha256)
 
 
 def _now() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from polyepo.policy.checkpoint import load_checkpoint, save_checkpoint
 from polyepo.policy.model import Policy, check_context, check_prompt_tokens, limit_threads, load_policy
 from polyepo.policy.update import Batch, UpdateMetrics, update
 from polyepo.policy.warm_start import warm_start as train_warm_start
-from storage import ModelKey, Provenance, Store, open_store
+from storage import Manifest, ModelKey, Provenance, Store, open_store
 from storage.layout import AnyKey
 from tasks.run import Run, code_version, open_run
 
@@ -114,10 +115,16 @@ def checkpoint(root: str, name: str, step: int) -> str:
     key = run.key("checkpoints", step)
     if not run.store.exists(key):
         policy = policy_at(run, step)
-        with tempfile.TemporaryDirectory() as scratch:
-            save_checkpoint(policy, Path(scratch))
-            run.store.commit_files(key, Path(scratch), provenance=run.provenance(step))
+        run.store.wait()  # for the checkpoint before: at most one is on its way
+        scratch = tempfile.TemporaryDirectory()
+        save_checkpoint(policy, Path(scratch.name))
+        run.store.in_background(key, partial(_commit_checkpoint, run, step, scratch))
     return key.path
+
+
+def _commit_checkpoint(run: Run, step: int, scratch: tempfile.TemporaryDirectory[str]) -> Manifest:
+    with scratch:
+        return run.store.commit_files(run.key("checkpoints", step), Path(scratch.name), provenance=run.provenance(step))
 
 
 @task(name="warm-start", task_run_name="warm start {digest}", cache_policy=NO_CACHE, persist_result=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -33,7 +34,8 @@ def sample(root: str, name: str, step: int, shard: int) -> str:
         rows = sample_rows(run, policy, run.shard_of_step(step, shard), step, range(num_responses), "rollout")
         table = pa.Table.from_pylist(rows, schema=ROLLOUTS)
         provenance = run.provenance(step - 1, time.perf_counter() - started)
-        run.store.commit_table(key, table, table_name="rollouts", provenance=provenance)
+        commit = partial(run.store.commit_table, key, table, table_name="rollouts", provenance=provenance)
+        run.store.in_background(key, commit)  # while the next shard is sampled; its judge waits for it
     return key.path
 
 

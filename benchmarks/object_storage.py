@@ -1,0 +1,101 @@
+"""What object storage costs a training step: seconds and requests, at a given latency of every request.
+
+    python benchmarks/object_storage.py --latency 0.2
+
+A tiny model trains for some steps on moto's S3 server behind a proxy that delays each request; Prefect is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.storage.proxy import Proxy
+
+SERVER = "from moto.server import ThreadedMotoServer as S; import time; S('127.0.0.1', 5555).start(); time.sleep(1e6)"
+
+
+def main() -> None:
+    """Train on the local disk, then on S3, and print a line for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--latency", type=float, default=0.2, help="seconds before each request is passed on")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--shards", type=int, default=1)
+    parser.add_argument("--checkpoint-every", type=int, default=4)
+    arguments = parser.parse_args()
+
+    server = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        with Proxy("http://127.0.0.1:5555") as proxy, tempfile.TemporaryDirectory() as folder:
+            os.environ.update(
+                AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test", AWS_ENDPOINT_URL_S3=proxy.url,
+                AWS_DEFAULT_REGION="us-east-1",
+            )  # fmt: skip
+            local, _ = measure(folder, arguments, proxy)
+            make_bucket()
+            remote, requests = measure("s3://bucket/x", arguments, proxy)
+    finally:
+        server.kill()
+    print(f"local disk  {local:.2f} s a step")
+    print(f"S3          {remote:.2f} s a step at {arguments.latency:g} s a request")
+    print("requests    " + ", ".join(f"{count / arguments.steps:.1f} {method}" for method, count in requests.items()))
+
+
+def make_bucket() -> None:
+    """Make the bucket, as soon as the server is up."""
+    import s3fs
+
+    for _ in range(100):
+        try:
+            s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
+            return
+        except Exception:
+            time.sleep(0.1)
+
+
+def measure(root: str, arguments: argparse.Namespace, proxy: Proxy) -> tuple[float, Counter[str]]:
+    """Seconds per step, and requests by method, of all steps after the start of a run."""
+    from polyepo.config import parse_config
+    from tasks.judge import judge
+    from tasks.policy import check_prompts, checkpoint, warm_start, warm_start_digest
+    from tasks.run import create_or_resume
+    from tasks.sample import sample
+    from tasks.score import score
+    from tasks.update import checkpoint_due, update
+    from tests.conftest import small_config
+
+    settings = {"steps": arguments.steps, "checkpoint_every": arguments.checkpoint_every}
+    config = parse_config(small_config(**settings, sampling={"shards": arguments.shards})).runs("run")["run"]
+    run = create_or_resume(root, "run", config)
+    warm_start.fn(root, config, warm_start_digest(config))
+    check_prompts(run)
+    proxy.latency_s = arguments.latency
+    first, started = len(proxy.requests), time.perf_counter()
+    with ThreadPoolExecutor(8) as pool:
+        for step in range(1, arguments.steps + 1):
+            judged = []
+            for shard in range(arguments.shards):
+                sample.fn(root, "run", step, shard)
+                judged.append(pool.submit(judge.fn, root, "run", step, shard))
+            for future in judged:
+                future.result()
+            score.fn(root, "run", step)
+            update.fn(root, "run", step)
+            if checkpoint_due(run, step):
+                checkpoint.fn(root, "run", step)
+    run.store.wait()
+    seconds = (time.perf_counter() - started) / arguments.steps
+    proxy.latency_s = 0.0
+    return seconds, Counter(request.method for request in proxy.requests[first:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,9 @@
+"""What can go wrong with a store."""
+
+
+class StoreError(RuntimeError):
+    """The store cannot be used as asked; the message names the root or artifact and the reason."""
+
+
+class CorruptArtifactError(StoreError):
+    """A committed artifact's files are not what its manifest says."""

