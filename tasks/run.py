@@ -108,7 +108,10 @@ def create_or_resume(root: str, name: str, config: RunConfig) -> Run:
     wanted = config.model_dump(mode="json")
     existing = store.run_record(name)
     if existing is None:
-        splits = {"train": config.domain.problems("train"), "heldout": config.domain.problems("heldout")}
+        try:
+            splits = {"train": config.domain.problems("train"), "heldout": config.domain.problems("heldout")}
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         check_problems(splits, config)
         existing = store.create_run(name, run_record(name, config))
     if changed := differences(existing["config"], wanted):

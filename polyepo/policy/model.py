@@ -65,6 +65,8 @@ def load_policy(source: str | Path, config: PolicyConfig, update: UpdateConfig) 
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(f"policy.model {str(source)!r} cannot be loaded: {error}") from error
+    if not tokenizer("1")["input_ids"]:  # transformers makes an empty one where there is none
+        raise ConfigError(f"policy.model {str(source)!r} has no tokenizer with it: put its files into the directory")
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import processors
+from transformers import AutoModelForCausalLM, Qwen3Config
 
 from polyepo.config import ConfigError, PolicyConfig, SamplingConfig, UpdateConfig, VLLMSampling
 from polyepo.domains import Maths, Problem
@@ -178,6 +179,14 @@ def test_vllm_is_told_of_the_padding(tmp_path):
     with torch.no_grad():
         ours, _, mask = response_logprobs(policy.model, [[1, 2]] * 40, [s.token_ids for s in group], 1.0)
     np.testing.assert_allclose(np.concatenate([s.logprobs for s in group]), ours[mask].numpy(), atol=1e-5)
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path):
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32}
+    config = Qwen3Config(vocab_size=100, hidden_size=32, head_dim=16, **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="has no tokenizer with it"):
+        load(str(tmp_path))
 
 
 def test_a_tokenizer_of_another_model_is_named(tmp_path):

@@ -265,18 +265,25 @@ def test_an_update_that_cannot_be_committed_is_not_kept(tmp_path, monkeypatch):
     assert policy_at(run, 2).version == 2
 
 
-@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer*"])
 def test_a_model_directory_that_lacks_something(undisturbed, tmp_path, missing):
     model = tmp_path / "model"
     shutil.copytree(undisturbed.store.local_files(undisturbed.key("checkpoints", 4)), model)
-    (model / missing).unlink()
-    (model / "optimizer.safetensors").unlink()
+    for file in [*model.glob(missing), model / "optimizer.safetensors"]:
+        file.unlink()
     raw = small_config(policy={})
     raw["policy"] = {"model": str(model), "device": "cpu"}
     config = parse_config(raw).runs("m")["m"]
     run = create_or_resume(str(tmp_path / "root"), "m", config)
-    with pytest.raises(ConfigError, match=r"policy\.model .* has no (config\.json|weights)"):
+    with pytest.raises(ConfigError, match=r"(?s)policy\.model .* (has no (config\.json|weights)|cannot be loaded: .*tokenizer)"):
         check_prompts(run)
+
+
+def test_problems_that_are_not_there_are_refused_before_there_is_a_run(tmp_path):
+    config = parse_config(small_config(domain={"name": "countdown", "path": "nowhere.csv", "target": 24})).runs("m")["m"]
+    with pytest.raises(ConfigError, match=r"domain\.path 'nowhere\.csv' cannot be read"):
+        create_or_resume(str(tmp_path), "m", config)
+    assert open_store(str(tmp_path)).runs() == []
 
 
 def test_any_model_directory_can_be_trained(undisturbed, tmp_path):
