@@ -275,12 +275,14 @@ def test_a_model_directory_that_lacks_something(undisturbed, tmp_path, missing):
     raw["policy"] = {"model": str(model), "device": "cpu"}
     config = parse_config(raw).runs("m")["m"]
     run = create_or_resume(str(tmp_path / "root"), "m", config)
-    with pytest.raises(ConfigError, match=r"(?s)policy\.model .* (has no (config\.json|weights)|cannot be loaded: .*tokenizer)"):
+    said = r"(?s)policy\.model .* (has no (config\.json|weights)|cannot be loaded: .*tokenizer)"
+    with pytest.raises(ConfigError, match=said):
         check_prompts(run)
 
 
 def test_problems_that_are_not_there_are_refused_before_there_is_a_run(tmp_path):
-    config = parse_config(small_config(domain={"name": "countdown", "path": "nowhere.csv", "target": 24})).runs("m")["m"]
+    domain = {"name": "countdown", "path": "nowhere.csv", "target": 24}
+    config = parse_config(small_config(domain=domain)).runs("m")["m"]
     with pytest.raises(ConfigError, match=r"domain\.path 'nowhere\.csv' cannot be read"):
         create_or_resume(str(tmp_path), "m", config)
     assert open_store(str(tmp_path)).runs() == []
