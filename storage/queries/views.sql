@@ -15,7 +15,8 @@ SELECT run, 'train' AS benchmark, step, problem_id, sample, response, response_t
 UNION ALL
 SELECT run, benchmark, step, problem_id, sample, response, response_token_ids, finish_reason FROM evals;
 
--- strategies: every labelled response with the name of its strategy and its grade.
+-- strategies: every response that is not degenerate, with the name of its strategy and its grade. What the judge could not
+-- label has neither cluster nor name.
 CREATE OR REPLACE VIEW strategies AS
 SELECT s.run, 'train' AS benchmark, s.step, s.scoring, s.judge, s.problem_id, s.sample, s.reward, s.advantage, s.cluster,
        l.macro_strategy, l.micro_strategy
