@@ -29,7 +29,7 @@ def environment():
     saved = dict(os.environ)
     yield
     os.environ.clear()
-    os.environ.update(saved | _OF_SESSION)
+    os.environ.update(_OF_SESSION | saved)  # what a module has set over them stays as well
 
 
 @pytest.fixture(scope="session")
