@@ -108,11 +108,7 @@ def create_or_resume(root: str, name: str, config: RunConfig) -> Run:
     wanted = config.model_dump(mode="json")
     existing = store.run_record(name)
     if existing is None:
-        try:
-            splits = {"train": config.domain.problems("train"), "heldout": config.domain.problems("heldout")}
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-        check_problems(splits, config)
+        read_splits(config)
         existing = store.create_run(name, run_record(name, config))
     if changed := differences(existing["config"], wanted):
         raise RunExistsError(
@@ -126,14 +122,23 @@ def create_or_resume(root: str, name: str, config: RunConfig) -> Run:
         )
     run = open_run(root, name)
     if not store.exists(run.key("problems", 0)):
-        domain = run.config.domain
-        problems = ((split, problem) for split in ("train", "heldout") for problem in domain.problems(split))
+        splits = read_splits(run.config)
+        problems = ((split, problem) for split in splits for problem in splits[split])
         commit_problems(store, name, problems, run.provenance(None))
     return run
 
 
-def check_problems(splits: dict[str, list[Problem]], config: RunConfig) -> None:
-    """Raise ConfigError if ids are empty or repeated, the splits overlap, or training is smaller than a step."""
+def read_splits(config: RunConfig) -> dict[str, list[Problem]]:
+    """A configuration's problems by split.
+
+    Raises:
+        ConfigError: they cannot be read, ids are empty or repeated, the splits overlap, or training is smaller than a
+            step.
+    """
+    try:
+        splits = {"train": config.domain.problems("train"), "heldout": config.domain.problems("heldout")}
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     ids = Counter(problem.problem_id for problems in splits.values() for problem in problems)
     if "" in ids:
         raise ConfigError("domain: a problem has an empty problem_id; every problem needs an id of its own")
@@ -153,6 +158,7 @@ def check_problems(splits: dict[str, list[Problem]], config: RunConfig) -> None:
         )
     if config.evaluation and not splits["heldout"]:
         raise ConfigError(f"evaluation needs held-out problems, and domain {config.domain.name!r} has none")
+    return splits
 
 
 @lru_cache(maxsize=1)

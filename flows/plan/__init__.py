@@ -13,10 +13,9 @@ import torch
 from flows.plan.amounts import Amounts, Memory, Problems, amounts, memory
 from flows.plan.findings import Finding, findings, gigabytes
 from flows.plan.model import ModelFacts, UnknownError, load_model, load_tokenizer
-from polyepo.config import Config, ConfigError, RunConfig
-from polyepo.domains import Problem
+from polyepo.config import Config, RunConfig
 from polyepo.policy.model import encode_prompt
-from tasks.run import check_problems
+from tasks.run import read_splits
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def make_plan(config: Config, name: str, root: str) -> Plan:
 
 def _plan_run(name: str, config: RunConfig) -> RunPlan:
     unknown: list[str] = []
-    splits = _splits(config)
+    splits = read_splits(config)
     tokenizer, lengths, model, held = None, None, None, None
     try:
         tokenizer = load_tokenizer(config)
@@ -101,15 +100,6 @@ def _plan_run(name: str, config: RunConfig) -> RunPlan:
     found = amounts(config, problems, model, tokenizer)
     every = findings(config, problems, model, found, held, device.free)
     return RunPlan([name], config, found, model, held, device, every, unknown)
-
-
-def _splits(config: RunConfig) -> dict[str, list[Problem]]:
-    try:
-        splits = {"train": config.domain.problems("train"), "heldout": config.domain.problems("heldout")}
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    check_problems(splits, config)
-    return splits
 
 
 def _device(config: RunConfig) -> Device:
