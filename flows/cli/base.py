@@ -1,0 +1,77 @@
+"""What all commands share."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+
+class _Commands(TyperGroup):
+    """All commands; a store that cannot be used is one message, whichever of them finds out."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            from flows.terminal import safe_text
+            from storage import StoreError
+
+            if isinstance(error, StoreError):
+                fail(Console(), safe_text(error))
+            raise
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+RootOption = Annotated[
+    str, typer.Option(help="Where artifacts are: a path or s3://bucket/prefix.", envvar="POLYEPO_ROOT")
+]
+
+
+@app.callback()
+def main() -> None:
+    """Train language models to explore."""
+
+
+def parse_settings(changes: list[str]) -> dict[str, Any]:
+    """Dotted names and values, these read as YAML: 1 is a number, null is nothing."""
+    import yaml
+
+    from polyepo.config import ConfigError
+
+    settings = {}
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not name or not equals:
+            raise ConfigError(f"--set {change!r} must be name=value, such as seed=1")
+        settings[name] = yaml.safe_load(value)
+    return settings
+
+
+def quiet_prefect() -> None:
+    """Called before Prefect is imported, which reads it then: commands that train nothing have no log to show."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+
+
+def shell_command(program: str, *arguments: str) -> str:
+    """A command that can be typed here: with its folder, unless the virtual environment is active."""
+    folder = Path(sys.executable).parent
+    found = shutil.which(program)
+    if found and Path(found).parent == folder:
+        return shlex.join([program, *arguments])
+    path = folder / program
+    return shlex.join([str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path), *arguments])
+
+
+def fail(console: Console, message: str, code: int = 1) -> NoReturn:
+    """Say what is wrong and leave: 2 is the exit code of a wrong command or configuration, 1 of what failed."""
+    console.print(message, style="red", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(code)

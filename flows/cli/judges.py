@@ -1,0 +1,98 @@
+"""Commands about judges: two compared on a run, measured against known strategies, and a person as one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from flows.cli.base import RootOption, app, fail, quiet_prefect, shell_command
+
+
+@app.command()
+def compare(
+    run: str,
+    judge_a: Annotated[str, typer.Argument(help="A judge, or one scoring of its labels.")],
+    judge_b: Annotated[str, typer.Argument(help="Another judge, or another scoring.")],
+    root: RootOption = "artifacts",
+) -> None:
+    """Compare two judges of the same rollouts: agreement, clusters, advantages, the prompts that differ most."""
+    from polyepo.config import ConfigError
+
+    console = Console()
+    quiet_prefect()
+    try:
+        from flows.compare import compare as compare_judges
+        from flows.compare import render
+
+        console.print(render(compare_judges(root, run, (judge_a, None), (judge_b, None))))
+    except ConfigError as error:
+        fail(console, str(error), code=2)
+
+
+@app.command(name="judge-bench")
+def judge_bench(
+    judges: Annotated[list[Path], typer.Argument(help="YAML files of judges, such as configs/judges/answer.yaml.")],
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts of each set.")] = 50,
+    responses: Annotated[int, typer.Option(min=2, help="Responses per prompt.")] = 8,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with creativemath/subset.json: human solutions, told twice.")
+    ] = None,
+    seed: int = 0,
+) -> None:
+    """Measure judges on responses whose strategies are known: agreement, consistency, position bias, cost, time."""
+    from rich.progress import track
+
+    from flows.judges import bench, render, suites
+    from polyepo.config import ConfigError
+    from polyepo.judges.llm.limits import JudgeError
+
+    console = Console()
+    try:
+        sets = suites(data, prompts, responses, seed)
+        total, quiet = len(sets) * len(judges), not console.is_terminal
+        work = track(bench(judges, sets, seed), "asking", total, console=console, transient=True, disable=quiet)
+        measured = list(work)
+    except ConfigError as error:
+        fail(console, str(error), code=2)
+    except (JudgeError, ImportError) as error:
+        fail(console, str(error))
+    console.print(render(measured))
+    typer.echo(
+        "ARI, V: agreement with the known strategies (1 is perfect); deg P, R: precision and recall of degenerate;\n"
+        "self: pair agreement with itself in another order; bias: how much oftener neighbours in the request are\n"
+        "wrongly put together; miss: share without label; cost and seconds: per 1,000 responses."
+    )
+
+
+@app.command(name="judge-sheet")
+def judge_sheet(
+    run: str,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The CSV file to write.")] = Path("sheet.csv"),
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts in the sheet, each problem at most once.")] = 50,
+    seed: int = 0,
+    root: RootOption = "artifacts",
+) -> None:
+    """Write a blind sheet of a run's responses for labels by hand, which is then a judge like any other."""
+    from polyepo.config import ConfigError
+
+    console = Console()
+    quiet_prefect()
+    from flows.judges import sheet
+
+    try:
+        found = sheet(root, run, output, prompts, seed)
+    except ConfigError as error:
+        fail(console, str(error), code=2)
+    judge = output.with_suffix(".yaml")
+    judge.write_text(f"name: sheet\npath: {json.dumps(str(output.absolute()))}\n", encoding="utf-8")
+    rescore = shell_command("prefect", "deployment", "run", "poly-epo/rescore", "--param", f"run={run}",
+                       "--param", f"judge={judge}", "--param", f"root={root}")  # fmt: skip
+    typer.echo(
+        f"{found:,} responses in {output}. Under `cluster`, give responses to a problem that go about it in the same "
+        f"way the\nsame number or name; x for no reasoning at all; leave empty what you cannot tell.\n\n"
+        f"Next:\n  {rescore}\n      label the run by the sheet, once it is filled in"
+    )

@@ -1,0 +1,188 @@
+"""Commands that train: a run, an experiment, and what either would take or has come to."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from flows.cli.base import RootOption, app, fail, parse_settings, quiet_prefect, shell_command
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML description of the run.")] = Path("configs/quickstart.yaml"),
+    run: Annotated[str | None, typer.Option(help="Name of the run; the config's file name if not given.")] = None,
+    root: RootOption = "artifacts",
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace a setting of the config, such as seed=1; repeatable.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the run's log at the end.")] = False,
+) -> None:
+    """Start or reuse a local Prefect server and worker, run the deployment poly-epo/train, and follow it."""
+    console = Console()
+    from polyepo.config import ConfigError, load_config
+
+    try:
+        settings = parse_settings(changes or [])
+        load_config(config, settings)
+    except ConfigError as error:
+        fail(console, str(error), code=2)
+    from flows import follow, local_stack
+    from storage import open_store
+
+    open_store(root).check()
+
+    def say(line: str) -> None:
+        console.print(f"· {line}", highlight=False, markup=False, soft_wrap=True)
+
+    name = run or config.stem
+    sets = [word for change in changes or [] for word in ("--set", change)]
+    again = shell_command("polyepo", "train", str(config), "--run", name, "--root", root, *sets)
+    flow_run_id = ""
+    try:
+        local_stack.start(say)
+        ui = local_stack.api_url().removesuffix("/api")
+        if unfinished := follow.find_unfinished(name, root):
+            say(f"run {name} is going on already: following it")
+        parameters = {"config": str(config), "run": name, "root": root, "settings": settings}
+        flow_run_id = unfinished or follow.run_deployment(local_stack.DEPLOYMENT, parameters)
+        say(f"flow run {flow_run_id}: {ui}/runs/flow-run/{flow_run_id}")
+        state = follow.follow(flow_run_id, console)
+    except local_stack.StackError as error:
+        fail(console, str(error))
+    except KeyboardInterrupt:
+        if flow_run_id:
+            cancel = shell_command("prefect", "flow-run", "cancel", flow_run_id)
+            say(f"the run goes on\n  follow it again: {again}\n  cancel it: {cancel}")
+        raise typer.Exit(130) from None
+    completed = state["type"] == "COMPLETED"
+    if verbose or not completed:
+        for line in follow.last_logs(flow_run_id, 200 if verbose else 15):
+            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    if not completed:
+        fail(
+            console,
+            f"{state['type'].lower()}: {state.get('message') or ''}\n"
+            f"Logs: {ui}/runs/flow-run/{flow_run_id} and {local_stack.STATE / 'gpu-worker.log'}\n"
+            f"Nothing committed is lost. Resume: {again}",
+        )
+    try:
+        _print_summary(console, root, name)
+    except ConfigError as error:  # a config without evaluation trains all the same
+        say(f"no summary: {error}")
+    afresh = shell_command("polyepo", "train", str(config), "--run", f"{name}-2", "--root", root, *sets)
+    typer.echo(
+        f"\nNext:\n  {shell_command('polyepo', 'summary', name, '--root', root)}\n      this table again"
+        f"\n  {shell_command('polyepo', 'report', name, '--root', root)}\n      figures and responses as a page"
+        f"\n  {afresh}\n      the same again, from scratch"
+        f"\n  {ui}\n      every step in the Prefect UI"
+        "\n  make stop\n      stop the server and the workers"
+    )
+
+
+@app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="YAML description of the run.")] = Path("configs/quickstart.yaml"),
+    root: RootOption = "artifacts",
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace a setting of the config, such as seed=1; repeatable.")
+    ] = None,
+) -> None:
+    """Say what a run would take and what of it will not work; nothing starts. Exits with 1 if something will not."""
+    from polyepo.config import ConfigError, load_config
+
+    console = Console()
+    quiet_prefect()
+    try:
+        loaded = load_config(config, parse_settings(changes or []))
+        with console.status("planning") if console.is_terminal else contextlib.nullcontext():
+            from flows.plan import make_plan
+            from flows.plan.render import render
+
+            made = make_plan(loaded, config.stem, root)
+    except ConfigError as error:
+        fail(console, str(error), code=2)
+    console.print(render(made))
+    if not made.fits:
+        raise typer.Exit(1)
+
+
+@app.command()
+def experiment(
+    file: Annotated[Path, typer.Argument(help="YAML: a configuration, seeds, and arms if not the configuration's.")],
+    name: Annotated[
+        str | None, typer.Option(help="What its runs' names begin with; the file's name if not given.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Seeds at a time; as many as there are cores for if not given.")
+    ] = None,
+    compare_only: Annotated[
+        bool, typer.Option("--compare-only", help="Print the comparison of what was trained.")
+    ] = False,
+    form: Annotated[Literal["table", "markdown"], typer.Option("--format", help="Of the comparison.")] = "table",
+    root: RootOption = "artifacts",
+) -> None:
+    """Train every arm with every seed through the local Prefect stack, and compare the arms; resumes what exists."""
+    from polyepo.config import ConfigError, load_config
+    from polyepo.experiment import load_experiment
+
+    console = Console()
+    try:
+        loaded = load_experiment(file, name)
+    except ConfigError as error:
+        fail(console, str(error), code=2)
+    quiet_prefect()
+    from flows import experiment as experiments
+    from flows.local_stack import StackError
+    from storage import open_store
+
+    def say(line: str) -> None:
+        console.print(f"· {line}", highlight=False, markup=False, soft_wrap=True)
+
+    again = shell_command("polyepo", "experiment", str(file), "--name", loaded.name, "--root", root)
+    try:
+        if not compare_only:
+            open_store(root).check()
+            threads = load_config(loaded.config).policy.num_threads
+            count = jobs or experiments.parallel_runs(threads)
+            experiments.run_experiment(loaded, root, count, console, say)
+        found = experiments.compare_arms(loaded, root)
+    except StackError as error:
+        fail(console, f"{error}\nNothing committed is lost. Resume: {again}")
+    except ConfigError as error:
+        fail(console, str(error), code=2)
+    except KeyboardInterrupt:
+        say(f"what was started goes on\n  follow it again: {again}")
+        raise typer.Exit(130) from None
+    if form == "markdown":
+        typer.echo(experiments.markdown(found))
+        return
+    console.print(experiments.render(found))
+    first = loaded.run(loaded.seeds[0])
+    typer.echo(
+        f"\nNext:\n  {again} --compare-only --format markdown\n      this comparison again"
+        f"\n  {shell_command('polyepo', 'report', first, '--root', root)}\n      the curves of a seed, as a page"
+    )
+
+
+@app.command()
+def summary(run: str, root: RootOption = "artifacts") -> None:
+    """Print a run's held-out results, next to the base model's; for a config with arms, all of them."""
+    from polyepo.config import ConfigError
+
+    console = Console()
+    try:
+        _print_summary(console, root, run)
+    except ConfigError as error:
+        fail(console, str(error), code=2)
+
+
+def _print_summary(console: Console, root: str, run: str) -> None:
+    quiet_prefect()
+    from flows.summary import render, summarize
+
+    console.print(render(summarize(root, run)))
