@@ -52,13 +52,15 @@ def main() -> None:
 def make_bucket() -> None:
     """Make the bucket, as soon as the server is up."""
     import s3fs
+    from botocore.exceptions import BotoCoreError
 
     for _ in range(100):
         try:
             s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
             return
-        except Exception:
+        except (OSError, BotoCoreError):
             time.sleep(0.1)
+    raise SystemExit("the S3 server did not come up")
 
 
 def measure(root: str, arguments: argparse.Namespace, proxy: Proxy) -> tuple[float, Counter[str]]:
