@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from polyepo.advantages import MAX_ENUMERATED_SETS
 from polyepo.domains import AnyDomain, Domain
 from polyepo.judges import AnyJudge, Judge
 from polyepo.objectives import MeanReward, PassAtN, Polychromic
+from polyepo.section import Section
 
 _MIN_BFLOAT16_LR = 1e-5
 
@@ -24,12 +25,6 @@ RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message names field, value and what would be right."""
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, and refuses keys it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class WarmStart(Section):
