@@ -137,8 +137,10 @@ def overlap() -> None:
             domain={"max_abs_b": 7, "max_c": 15},
         )
         del config["evaluation"]
-        from tasks.policy import check_prompts, warm_start, warm_start_digest
-        from tasks.run import create_or_resume
+        from tasks.checkpoint import warm_start
+        from tasks.runs.models import warm_start_digest
+        from tasks.runs.policies import check_prompts
+        from tasks.runs.run import create_or_resume
 
         run_config = parse_config(config).runs("run")["run"]
         warm_start.fn(scratch, run_config, warm_start_digest(run_config))

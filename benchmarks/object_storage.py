@@ -66,12 +66,14 @@ def make_bucket() -> None:
 def measure(root: str, arguments: argparse.Namespace, proxy: Proxy) -> tuple[float, Counter[str]]:
     """Seconds per step, and requests by method, of all steps after the start of a run."""
     from polyepo.config import parse_config
+    from tasks.checkpoint import checkpoint, warm_start
     from tasks.judge import judge
-    from tasks.policy import check_prompts, checkpoint, warm_start, warm_start_digest
-    from tasks.run import create_or_resume
+    from tasks.runs.models import warm_start_digest
+    from tasks.runs.policies import check_prompts
+    from tasks.runs.run import checkpoint_due, create_or_resume
     from tasks.sample import sample
     from tasks.score import score
-    from tasks.update import checkpoint_due, update
+    from tasks.update import update
     from tests.conftest import small_config
 
     settings = {"steps": arguments.steps, "checkpoint_every": arguments.checkpoint_every}

@@ -84,7 +84,7 @@ def main() -> None:
 
 def report(root: str, steps: int, memory: list[tuple[float, float]]) -> None:
     """One line per tenth of the run; steps with a checkpoint are left out."""
-    from tasks.run import open_run
+    from tasks.runs.run import open_run
 
     run = open_run(root, "overhead")
     columns = ["seconds_sample", "seconds_judge", "seconds_score", "seconds_update", "checkpoint"]

@@ -23,9 +23,11 @@ from trl import GRPOConfig, GRPOTrainer
 from polyepo.config import UpdateConfig, load_config
 from polyepo.policy.model import Policy
 from polyepo.policy.update import Batch, update
+from tasks.checkpoint import warm_start
 from tasks.judge import judge
-from tasks.policy import policy_at, training_batch, warm_start, warm_start_digest
-from tasks.run import Run, create_or_resume
+from tasks.runs.models import warm_start_digest
+from tasks.runs.policies import policy_at, training_batch
+from tasks.runs.run import Run, create_or_resume
 from tasks.sample import sample
 from tasks.score import score
 

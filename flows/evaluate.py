@@ -15,20 +15,14 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
 from flows.progress import Progress, link_report, slug
-from flows.results import markdown, results
+from flows.views.results import markdown, results
 from polyepo.config import ConfigError, load_judge
-from tasks.evaluate import (
-    add_benchmark,
-    benchmark_name,
-    choose_judge,
-    choose_step,
-    evaluate_shard,
-    leakage,
-    missing_shards,
-    model_run,
-)
-from tasks.policy import check_prompts
-from tasks.run import open_run
+from tasks.evaluate import evaluate_shard
+from tasks.runs.benchmarks import benchmark_name, leakage
+from tasks.runs.evaluating import add_benchmark, model_run
+from tasks.runs.evaluations import choose_judge, choose_step, missing_shards
+from tasks.runs.policies import check_prompts
+from tasks.runs.run import open_run
 
 
 @flow(name="poly-epo", flow_run_name="evaluate {benchmark}", persist_result=False)

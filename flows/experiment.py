@@ -13,8 +13,9 @@ from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 
-from flows import follow, local_stack
-from flows.summary import Summary, summarize
+from flows import follow
+from flows.services import local_stack
+from flows.views.summary import Summary, summarize
 from polyepo.experiment import Experiment
 from polyepo.metrics import t_interval
 

@@ -17,7 +17,7 @@ import stamina
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from flows import local_stack, processes
+from flows.services import local_stack, processes
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}

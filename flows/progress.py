@@ -10,7 +10,7 @@ from uuid import UUID
 
 from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
 
-from flows.report import NothingToReportError, publish_report
+from flows.views.report import NothingToReportError, publish_report
 
 
 class Progress:

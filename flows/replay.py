@@ -14,12 +14,12 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
-from flows.compare import code
 from flows.progress import slug
+from flows.views.compare import code
 from polyepo.config import load_judge
 from tasks.replay import counterfactual, replay_policy
-from tasks.rescore import choose_scoring
-from tasks.run import open_run
+from tasks.runs.choices import choose_scoring
+from tasks.runs.run import open_run
 
 _SHOWN = 20
 

@@ -17,13 +17,14 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.futures import PrefectFuture
 
-from flows.compare import Comparison, compare, markdown
 from flows.progress import Progress, link_report, slug
+from flows.views.compare import Comparison, compare, markdown
 from polyepo.config import load_judge, scoring_id
 from polyepo.judges import Estimate
-from tasks.judge import estimate_labels
-from tasks.rescore import choose_scoring, choose_steps, choose_verifier, relabel, rescore_step
-from tasks.run import open_run
+from tasks.rescore import relabel, rescore_step
+from tasks.runs.choices import choose_scoring, choose_steps, choose_verifier
+from tasks.runs.labels import estimate_labels
+from tasks.runs.run import open_run
 
 # Judges wait for servers most of the time, so shards overlap; few enough that a server is not flooded.
 _IN_FLIGHT = 8

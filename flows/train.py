@@ -15,16 +15,19 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from flows.progress import Progress, link_report, slug
-from flows.summary import markdown, summarize
+from flows.views.summary import markdown, summarize
 from polyepo.config import load_config
 from polyepo.samplers.vllm import stop_servers
-from tasks.evaluate import evaluate, evaluation_due
+from tasks.checkpoint import checkpoint, warm_start
+from tasks.evaluate import evaluate
 from tasks.judge import judge
-from tasks.policy import check_prompts, checkpoint, warm_start, warm_start_digest
-from tasks.run import Run, create_or_resume
+from tasks.runs.evaluations import evaluation_due
+from tasks.runs.models import warm_start_digest
+from tasks.runs.policies import check_prompts
+from tasks.runs.run import Run, checkpoint_due, create_or_resume
 from tasks.sample import sample
 from tasks.score import score
-from tasks.update import checkpoint_due, update
+from tasks.update import update
 
 DEFAULT_ROOT = "artifacts"
 

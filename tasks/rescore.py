@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from polyepo.config import AnyScoring, ConfigError, Scoring, SetScoring, check_scoring, validated
+from polyepo.config import AnyScoring
 from polyepo.domains import AnyDomain
 from polyepo.judges import AnyJudge
-from tasks.judge import commit_labels
-from tasks.run import Run, open_run
-from tasks.score import commit_scores
+from tasks.runs.labels import commit_labels
+from tasks.runs.run import open_run
+from tasks.runs.scores import commit_scores
 
 
 @task(name="relabel", task_run_name="relabel {name} {step}.{shard}", cache_policy=NO_CACHE, persist_result=False)
@@ -27,72 +25,3 @@ def rescore_step(
 ) -> str:
     """Commit a scoring's rewards and advantages of one step of saved rollouts."""
     return commit_scores(open_run(root, name), scoring, judge, step, verifier).path
-
-
-def choose_scoring(run: Run, scoring: dict[str, Any] | None, objective: str | None, set_size: int | None) -> Scoring:
-    """The run's own scoring, or another, with parts replaced.
-
-    Raises:
-        ConfigError: a field is unknown or has a value that cannot be.
-    """
-    own = run.config.scoring
-    changes = {key: value for key, value in (("objective", objective), ("set_size", set_size)) if value is not None}
-    base = scoring if scoring is not None else own.model_dump(mode="json")
-    if changes and base.get("method") != "poly_epo":
-        base = SetScoring().model_dump(mode="json")
-    chosen = validated(AnyScoring, base | changes, "scoring")
-    try:
-        check_scoring(chosen, run.config.sampling)
-    except ValueError as error:
-        raise ConfigError(f"run {run.name!r} cannot be scored so: {error}") from None
-    return chosen
-
-
-def choose_verifier(run: Run, settings: dict[str, Any] | None) -> AnyDomain | None:
-    """The run's domain with settings replaced, or another domain if they name one; None for the run's own.
-
-    Raises:
-        ConfigError: a field is unknown or has a value that cannot be.
-    """
-    if settings is None:
-        return None
-    own = run.config.domain.model_dump(mode="json")
-    base = own if settings.get("name", own["name"]) == own["name"] else {}
-    verifier: AnyDomain = validated(AnyDomain, base | settings, "verifier")
-    return None if verifier == run.config.domain else verifier
-
-
-def choose_steps(run: Run, steps: str | int | list[int] | None) -> list[int]:
-    """Committed steps: all of them, or those named: 12, "12", "1-50", "1-50,60" or [1, 2].
-
-    Raises:
-        ConfigError: the text is none of that, or a step has no committed rollouts.
-    """
-    shards = range(run.config.sampling.shards)
-    committed = set.intersection(*(set(run.store.steps(run.name, "rollouts", shard=shard)) for shard in shards))
-    if steps is None or steps == "all":
-        if not committed:
-            raise ConfigError(f"run {run.name!r} has no rollouts to score")
-        return sorted(committed)
-    wanted = _parse_steps(steps)
-    if not wanted:
-        raise ConfigError(f"steps {steps!r} name no step; they must be like 12, 1-50, or 1-50,60")
-    if missing := sorted(set(wanted) - committed):
-        there = f"{min(committed)} to {max(committed)}" if committed else "none"
-        raise ConfigError(f"steps {missing[:5]} of run {run.name!r} have no committed rollouts; it has {there}")
-    return wanted
-
-
-def _parse_steps(steps: str | int | list[int]) -> list[int]:
-    if isinstance(steps, int):
-        return [steps]
-    if isinstance(steps, list):
-        return sorted(set(steps))
-    found: set[int] = set()
-    for part in steps.split(","):
-        first, _, last = part.strip().partition("-")
-        try:
-            found.update(range(int(first), int(last or first) + 1))
-        except ValueError:
-            raise ConfigError(f"steps {steps!r} must be like 12, 1-50, or 1-50,60") from None
-    return sorted(found)

@@ -21,7 +21,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except Exception as error:
-            from flows.terminal import safe_text
+            from flows.views.terminal import safe_text
             from storage import StoreError
 
             if isinstance(error, StoreError):

@@ -36,12 +36,12 @@ def import_(
 ) -> None:
     """Make a run of rollouts that others made: verl's dumps, TRL's completion tables, or any table of responses."""
     quiet_prefect()
-    from flows.terminal import safe_text
+    from flows.views.terminal import safe_text
     from polyepo.config import ConfigError, validated
     from polyepo.domains import AnyDomain
     from polyepo.imports import Columns
     from storage import StoreError
-    from tasks.imports import import_rollouts
+    from tasks.runs.imports import import_rollouts
 
     console = Console()
     settings: dict[str, Any] = {"name": domain}
@@ -84,7 +84,7 @@ def export(
     root: RootOption = "artifacts",
 ) -> None:
     """Write a run's responses, rewards, clusters and advantages as one table, in a folder that `datasets` loads."""
-    from flows.export import export_run
+    from flows.views.export import export_run
     from polyepo.config import ConfigError
 
     console = Console()

@@ -25,8 +25,8 @@ def compare(
     console = Console()
     quiet_prefect()
     try:
-        from flows.compare import compare as compare_judges
-        from flows.compare import render
+        from flows.views.compare import compare as compare_judges
+        from flows.views.compare import render
 
         console.print(render(compare_judges(root, run, (judge_a, None), (judge_b, None))))
     except ConfigError as error:
@@ -46,7 +46,7 @@ def judge_bench(
     """Measure judges on responses whose strategies are known: agreement, consistency, position bias, cost, time."""
     from rich.progress import track
 
-    from flows.judges import bench, render, suites
+    from flows.views.judges import bench, render, suites
     from polyepo.config import ConfigError
     from polyepo.judges.llm.limits import JudgeError
 
@@ -81,7 +81,7 @@ def judge_sheet(
 
     console = Console()
     quiet_prefect()
-    from flows.judges import sheet
+    from flows.views.judges import sheet
 
     try:
         found = sheet(root, run, output, prompts, seed)

@@ -14,7 +14,7 @@ from flows.cli.base import app, fail
 @app.command()
 def stop() -> None:
     """Stop the local Prefect server and workers that `train` started."""
-    from flows import local_stack
+    from flows.services import local_stack
 
     stopped = local_stack.stop()
     typer.echo("stopped " + ", ".join(stopped) if stopped else "nothing was running")
@@ -27,7 +27,7 @@ app.add_typer(stack, name="stack")
 @stack.command(name="start")
 def stack_start() -> None:
     """Start what does not run yet, and print the environment in which to use it: eval "$(polyepo stack start)"."""
-    from flows import full_stack
+    from flows.services import full_stack
 
     console = Console(stderr=True)
     try:
@@ -44,7 +44,7 @@ def stack_start() -> None:
 @stack.command(name="stop")
 def stack_stop() -> None:
     """Stop all of it; the database stays, what is on the S3 server is lost."""
-    from flows import full_stack
+    from flows.services import full_stack
 
     stopped = full_stack.stop()
     typer.echo("stopped " + ", ".join(stopped) if stopped else "nothing was running")
@@ -53,7 +53,7 @@ def stack_stop() -> None:
 @stack.command(name="status")
 def stack_status() -> None:
     """Say what runs."""
-    from flows import full_stack
+    from flows.services import full_stack
 
     for name, text in full_stack.status().items():
         typer.echo(f"{name:<11} {text}")
@@ -65,12 +65,12 @@ def register() -> None:
 
     $POLYEPO_GPU_SLOTS is the number of GPU workers: so many flow runs at a time get a GPU.
     """
-    from flows import local_stack, services
+    from flows.services import local_stack, servers
 
     console = Console()
     try:
         local_stack.STATE.mkdir(exist_ok=True)
         local_stack.register(typer.echo)
-        services.make_bucket(os.environ.get("POLYEPO_ROOT", ""))
+        servers.make_bucket(os.environ.get("POLYEPO_ROOT", ""))
     except local_stack.StackError as error:
         fail(console, str(error))

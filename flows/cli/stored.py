@@ -34,7 +34,7 @@ def sql(
         text = file.read_text(encoding="utf-8") if file else command
     except (OSError, UnicodeDecodeError) as error:
         fail(console, f"--file {str(file)!r} cannot be read: {error}", code=2)
-    from flows.sql import SQLError, execute, prompt
+    from flows.views.sql import SQLError, execute, prompt
     from storage import Catalog
 
     catalog = Catalog(root)
@@ -52,7 +52,7 @@ def sql(
 @app.command()
 def runs(root: RootOption = "artifacts") -> None:
     """List the runs under a root."""
-    from flows.show import runs_table
+    from flows.views.show import runs_table
 
     Console().print(runs_table(root))
 
@@ -65,7 +65,7 @@ def show(
     root: RootOption = "artifacts",
 ) -> None:
     """Print a prompt's responses, cluster by cluster."""
-    from flows.show import show_prompt
+    from flows.views.show import show_prompt
     from polyepo.config import ConfigError
 
     console = Console()
@@ -80,7 +80,7 @@ def verify(run: str, root: RootOption = "artifacts") -> None:
     """Check every artifact of a run against its manifest: hashes, rows, keys and lineage."""
     from rich.progress import track
 
-    from flows.terminal import safe_text
+    from flows.views.terminal import safe_text
     from storage import open_store
     from storage.verify import manifests, verify_artifact
 
@@ -106,7 +106,7 @@ def gc(
     root: RootOption = "artifacts",
 ) -> None:
     """List what writers that died have left under a root, and delete it; never what a manifest names."""
-    from flows.terminal import safe_text
+    from flows.views.terminal import safe_text
     from storage import open_store
     from storage.gc import find_garbage, remove_garbage
 
@@ -140,7 +140,7 @@ def report(
     console = Console()
     quiet_prefect()
     with console.status("reading") if console.is_terminal else contextlib.nullcontext():
-        from flows.report import write_report
+        from flows.views.report import write_report
 
         try:
             size = write_report(root, runs, output)
@@ -161,7 +161,7 @@ def watch(
 
     console = Console()
     quiet_prefect()
-    from flows.watch import watch as watch_run
+    from flows.views.watch import watch as watch_run
 
     try:
         watch_run(root, run, console)

@@ -31,7 +31,8 @@ def train(
         load_config(config, settings)
     except ConfigError as error:
         fail(console, str(error), code=2)
-    from flows import follow, local_stack
+    from flows import follow
+    from flows.services import local_stack
     from storage import open_store
 
     open_store(root).check()
@@ -137,7 +138,7 @@ def experiment(
         fail(console, str(error), code=2)
     quiet_prefect()
     from flows import experiment as experiments
-    from flows.local_stack import StackError
+    from flows.services.local_stack import StackError
     from storage import open_store
 
     def say(line: str) -> None:
@@ -183,6 +184,6 @@ def summary(run: str, root: RootOption = "artifacts") -> None:
 
 def _print_summary(console: Console, root: str, run: str) -> None:
     quiet_prefect()
-    from flows.summary import render, summarize
+    from flows.views.summary import render, summarize
 
     console.print(render(summarize(root, run)))

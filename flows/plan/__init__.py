@@ -15,7 +15,7 @@ from flows.plan.findings import Finding, findings, gigabytes
 from flows.plan.model import ModelFacts, UnknownError, load_model, load_tokenizer
 from polyepo.config import Config, RunConfig
 from polyepo.policy.model import encode_prompt
-from tasks.run import read_splits
+from tasks.runs.run import read_splits
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from flows.plan.model import ModelFacts, Shape, cache_bytes, micro_batch_bytes
 from polyepo.config import RunConfig
 from polyepo.domains import Problem
 from polyepo.judges import Estimate, Group, Judge
-from tasks.evaluate import SAMPLES_PER_SHARD
+from tasks.runs.evaluations import SAMPLES_PER_SHARD
 
 # Measured on committed artifacts, manifests included: the quickstart's, and 800 responses of a 7B model to MATH-500.
 _FILE_BYTES = {"rollouts": 5000, "labels": 5000, "scores": 5500, "updates": 11500, "judge_calls": 5000, "evals": 5000}

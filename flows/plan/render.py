@@ -10,7 +10,7 @@ from rich.text import Text
 from flows.plan import Plan, RunPlan
 from flows.plan.amounts import PROCESS_BYTES, Stage
 from flows.plan.findings import Finding, gigabytes
-from flows.terminal import safe_text
+from flows.views.terminal import safe_text
 from polyepo.judges import LLMJudge
 
 

@@ -15,9 +15,9 @@ import httpx
 import pytest
 import yaml
 
-from flows.processes import StackError
-from flows.services import postgres_programs
-from tasks.run import open_run
+from flows.services.processes import StackError
+from flows.services.servers import postgres_programs
+from tasks.runs.run import open_run
 from tests.conftest import small_config
 
 STEPS = 30

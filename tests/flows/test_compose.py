@@ -10,7 +10,7 @@ import httpx
 import pytest
 import yaml
 
-from flows import processes, services, work_pools
+from flows.services import processes, servers, work_pools
 from tests.conftest import small_config
 from tests.flows.conftest import BIN, PROJECT, free_port, left_behind, until
 
@@ -102,7 +102,7 @@ class Containers:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.values = {name: EXAMPLE[name] for name in EXAMPLE} | {
-            "POSTGRES_PASSWORD": services._password_file().read_text(),
+            "POSTGRES_PASSWORD": servers._password_file().read_text(),
             "S3_ACCESS_KEY": "key",
             "S3_SECRET_KEY": "secret",
         }
@@ -167,12 +167,12 @@ def containers(postgres_folder):
         patch.chdir(postgres_folder)
         processes.STATE.mkdir()
         try:
-            services.start(print)
+            servers.start(print)
             containers = Containers(postgres_folder)
             yield containers
             containers.down()
         finally:
-            services.stop()
+            servers.stop()
     assert left_behind(postgres_folder) == []
 
 

@@ -8,7 +8,8 @@ import pytest
 from flows.evaluate import evaluate as evaluate_flow
 from polyepo.config import ConfigError
 from polyepo.schemas import EVALS
-from tasks.evaluate import HELDOUT, heldout, read_evaluation
+from tasks.runs.benchmarks import heldout
+from tasks.runs.evaluations import HELDOUT, read_evaluation
 from tests.flows.conftest import STEPS, finish, start
 
 pytestmark = pytest.mark.slow

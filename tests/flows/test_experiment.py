@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from flows.experiment import compare_arms
-from flows.summary import summarize
+from flows.views.summary import summarize
 from polyepo.experiment import load_experiment
 from tests.conftest import small_config
 from tests.polyepo.test_experiment import ARMS

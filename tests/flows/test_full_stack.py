@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 import storage
-from flows.processes import StackError
-from flows.services import postgres_programs
-from tasks.run import open_run
+from flows.services.processes import StackError
+from flows.services.servers import postgres_programs
+from tasks.runs.run import open_run
 from tests.conftest import small_config
 from tests.flows.conftest import BIN, PROJECT, free_port, left_behind, until
 from tests.tasks.test_stages import final_weights

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from flows import follow, local_stack, processes
+from flows import follow
+from flows.services import local_stack, processes
 from tests.flows.conftest import PROJECT, free_port, until
 
 pytestmark = pytest.mark.slow

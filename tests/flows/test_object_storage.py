@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from storage.s3 import S3Files
-from tasks.run import open_run
+from tasks.runs.run import open_run
 from tests.flows.conftest import STEPS, finish, start, start_flow
 from tests.storage.proxy import Proxy
 from tests.tasks.test_stages import final_weights, tables

@@ -22,7 +22,8 @@ from polyepo.judges import Group
 from polyepo.policy.model import Policy, micro_batches
 from polyepo.policy.update import Batch, update
 from polyepo.policy.warm_start import word_tokenizer
-from tasks.evaluate import evaluate, parts, read_evaluation
+from tasks.evaluate import evaluate
+from tasks.runs.evaluations import parts, read_evaluation
 from tests.conftest import small_config
 from tests.tasks.test_stages import start, train
 
@@ -287,7 +288,7 @@ def test_what_is_unwise_is_named(file, changes, said):
 
 @pytest.mark.parametrize("scoring", [{"set_size": 4}, {"set_size": 1}, {"num_sets": 1}])
 def test_scorings_called_pointless_give_no_advantage(scoring):
-    from tasks.score import advantages
+    from tasks.runs.scores import advantages
 
     config = one(scoring=scoring)
     rewards = np.array([[1.0, 0, 1, 0.5]])

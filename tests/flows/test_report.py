@@ -11,7 +11,7 @@ import s3fs
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.report import assemble, publish_report, write_report
+from flows.views.report import assemble, publish_report, write_report
 from polyepo.config import ConfigError, parse_config
 from polyepo.judges import AnswerJudge
 from polyepo.metrics import branching, distinct_successful_strategies, pass_at_k
@@ -19,8 +19,9 @@ from polyepo.objectives import DEGENERATE
 from polyepo.report.page import render
 from polyepo.schemas import EVALS, LABELS
 from storage import connect, open_store
-from tasks.evaluate import evaluate, evaluation_due, read_evaluation
-from tasks.judge import commit_labels
+from tasks.evaluate import evaluate
+from tasks.runs.evaluations import evaluation_due, read_evaluation
+from tasks.runs.labels import commit_labels
 from tests.conftest import small_config
 from tests.polyepo.test_report import payload
 from tests.tasks.test_stages import start, train
@@ -52,7 +53,7 @@ def report(root):
 
 def test_curves_are_the_stores(root, report):
     store = open_store(root)
-    from tasks.run import open_run
+    from tasks.runs.run import open_run
 
     for label in ("grpo", "set"):
         run = open_run(root, f"small-{label}")
@@ -70,7 +71,7 @@ def test_curves_are_the_stores(root, report):
 
 
 def test_held_out_figures_against_a_plain_computation(root, report):
-    from tasks.run import open_run
+    from tasks.runs.run import open_run
 
     run = open_run(root, "small-set")
     rows = read_evaluation(run, "heldout", STEPS, EVALS.names)
@@ -100,7 +101,7 @@ def test_the_sql_shown_runs_as_it_is_and_gives_the_curves(root, report):
 
 def test_the_browser_holds_every_prompt_with_its_responses(root, report):
     store = open_store(root)
-    from tasks.run import open_run
+    from tasks.runs.run import open_run
 
     run = open_run(root, "small-grpo")
     rows = store.read_table(run.key("rollouts", 2, 0)).to_pylist()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.report import write_report
+from flows.views.report import write_report
 from polyepo.report import Prompt, render
 from polyepo.report.page import MAX_CHARACTERS
 from tests.flows.test_report import root  # noqa: F401 - a fixture

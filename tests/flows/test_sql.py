@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.terminal import safe_text
+from flows.views.terminal import safe_text
 from storage import Store
 
 run_cli = CliRunner()

@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flows.summary import markdown, summarize
-from tasks.run import open_run
+from flows.views.summary import markdown, summarize
+from tasks.runs.run import open_run
 from tests.flows.conftest import STEPS, finish, kill_at, start_flow
 from tests.tasks.test_stages import final_weights, tables
 

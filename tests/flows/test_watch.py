@@ -8,7 +8,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.watch import Watched, sparkline, view, watch
+from flows.views.watch import Watched, sparkline, view, watch
 from polyepo.schemas import ROLLOUTS
 from tasks.judge import judge
 from tasks.sample import sample

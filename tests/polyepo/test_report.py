@@ -156,7 +156,7 @@ def test_a_choice_has_the_first_and_last_steps_and_the_rare_kinds():
 
 
 def test_a_thousand_steps_of_long_responses_stay_below_fifteen_megabytes():
-    from flows.report.prompts import PAGE_BYTES
+    from flows.views.report.prompts import PAGE_BYTES
 
     rng = np.random.default_rng(0)
     letters = np.array(list("abcdefgh <&é"))

@@ -10,26 +10,16 @@ import pyarrow as pa
 import pytest
 
 import tasks.evaluate
-from flows.results import markdown, results
+from flows.views.results import markdown, results
 from polyepo.config import ConfigError, parse_config
 from polyepo.judges import AnswerJudge, Judge, Label, ProgramJudge
 from polyepo.schemas import EVALS
 from storage import Catalog, connect
 from storage.verify import manifests, verify_artifact
-from tasks.evaluate import (
-    HELDOUT,
-    Benchmark,
-    add_benchmark,
-    choose_judge,
-    choose_step,
-    commit_shard,
-    evaluate,
-    heldout,
-    missing_shards,
-    model_run,
-    parts,
-    read_evaluation,
-)
+from tasks.evaluate import evaluate
+from tasks.runs.benchmarks import heldout
+from tasks.runs.evaluating import add_benchmark, commit_shard, model_run
+from tasks.runs.evaluations import HELDOUT, Benchmark, choose_judge, choose_step, missing_shards, parts, read_evaluation
 from tests.conftest import small_config
 from tests.tasks.test_stages import forget, start
 

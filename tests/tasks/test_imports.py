@@ -17,8 +17,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.compare import compare
-from flows.export import export_run
+from flows.views.compare import compare
+from flows.views.export import export_run
 from polyepo import metrics
 from polyepo.config import ConfigError, SetScoring, scoring_id
 from polyepo.domains import Countdown, Maths, Ungraded
@@ -26,10 +26,10 @@ from polyepo.imports import BadRow, Columns, read_responses
 from polyepo.judges import AnswerJudge, ProgramJudge
 from storage import connect, open_store, rows
 from storage.verify import manifests, verify_artifact
-from tasks.imports import import_rollouts
-from tasks.judge import commit_labels
-from tasks.run import open_run
-from tasks.score import commit_scores
+from tasks.runs.imports import import_rollouts
+from tasks.runs.labels import commit_labels
+from tasks.runs.run import open_run
+from tasks.runs.scores import commit_scores
 
 MATHS = Maths(path="file")
 NONE = Columns()
@@ -286,7 +286,7 @@ def test_an_import_killed_at_random_is_invisible_and_then_whole(tmp_path):
     root = tmp_path / "root"
     code = (
         "from pathlib import Path; from polyepo.domains import Maths; from polyepo.imports import Columns;"
-        "from tasks.imports import import_rollouts;"
+        "from tasks.runs.imports import import_rollouts;"
         f"import_rollouts({str(root)!r}, [Path({str(path)!r})], 'auto', Columns(), Maths(path='file'), 'run', False)"
     )
     generator = random.Random(0)

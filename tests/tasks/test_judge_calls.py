@@ -18,10 +18,12 @@ from polyepo.judges.llm import client as client_module
 from polyepo.judges.llm.limits import JudgeError
 from polyepo.schemas import ROLLOUTS
 from storage.catalog import connect
-from tasks import calls as calls_module
-from tasks.judge import MissingLabelsError, commit_labels, estimate_labels, judge
-from tasks.run import create_or_resume, open_run
-from tasks.score import cluster_matrix, score
+from tasks.judge import judge
+from tasks.runs import calls as calls_module
+from tasks.runs.labels import MissingLabelsError, commit_labels, estimate_labels
+from tasks.runs.run import create_or_resume, open_run
+from tasks.runs.scores import cluster_matrix
+from tasks.score import score
 from tests.conftest import small_config
 from tests.polyepo.judges.server import JudgeServer, clusters_of, completion, error
 
@@ -239,8 +241,8 @@ def test_a_prompt_without_labels_is_scored_as_configured(tmp_path, missing):
 
 JUDGE_ONE_SHARD = """
 import sys
-from tasks.judge import commit_labels
-from tasks.run import open_run
+from tasks.runs.labels import commit_labels
+from tasks.runs.run import open_run
 run = open_run(sys.argv[1], "run")
 commit_labels(run, run.config.judge, 1, 0)
 """

@@ -12,10 +12,13 @@ from polyepo.config import ConfigError, load_config, parse_config
 from polyepo.domains.maths import final_answer
 from polyepo.schemas import EVALS
 from storage import connect
-from tasks import policy as policies
-from tasks.evaluate import Benchmark, add_benchmark, commit_shard, evaluate, leakage, missing_shards, read_evaluation
-from tasks.policy import check_prompts, policy_at
-from tasks.run import create_or_resume
+from tasks.evaluate import evaluate
+from tasks.runs import policies as policies
+from tasks.runs.benchmarks import leakage
+from tasks.runs.evaluating import add_benchmark, commit_shard
+from tasks.runs.evaluations import Benchmark, missing_shards, read_evaluation
+from tasks.runs.policies import check_prompts, policy_at
+from tasks.runs.run import create_or_resume
 from tests.byte_model import byte_tokenizer, save_byte_model
 from tests.conftest import small_config
 from tests.tasks.test_stages import train

@@ -15,15 +15,19 @@ from polyepo.domains import Polynomial, Verdict
 from polyepo.policy.model import weights_digest
 from polyepo.schemas import EVALS, TIMING_COLUMNS
 from storage import StoreError, open_store
-from tasks import policy as policies
-from tasks.evaluate import evaluate, read_evaluation
+from tasks.checkpoint import checkpoint, warm_start
+from tasks.evaluate import evaluate
 from tasks.judge import judge
-from tasks.policy import ReplayError, check_prompts, checkpoint, policy_at, warm_start, warm_start_digest
-from tasks.rescore import choose_scoring
-from tasks.run import RunExistsError, create_or_resume
+from tasks.runs import policies as policies
+from tasks.runs.choices import choose_scoring
+from tasks.runs.evaluations import read_evaluation
+from tasks.runs.models import warm_start_digest
+from tasks.runs.policies import ReplayError, check_prompts, policy_at
+from tasks.runs.run import RunExistsError, checkpoint_due, create_or_resume
+from tasks.runs.scores import commit_scores
 from tasks.sample import sample
-from tasks.score import commit_scores, score
-from tasks.update import checkpoint_due, update
+from tasks.score import score
+from tasks.update import update
 from tests.conftest import small_config
 
 _models: list[Path] = []

@@ -14,8 +14,8 @@ from polyepo.config import parse_config
 from polyepo.samplers import vllm
 from polyepo.samplers.vllm import SamplerError, VLLMSampler, WeightsMismatchError
 from tasks.evaluate import evaluate
-from tasks.policy import policy_at
-from tasks.run import create_or_resume
+from tasks.runs.policies import policy_at
+from tasks.runs.run import create_or_resume
 from tasks.sample import sample
 from tests.byte_model import byte_tokenizer, save_byte_model
 from tests.conftest import small_config

@@ -10,11 +10,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flows.terminal import safe_text
+from flows.views.terminal import safe_text
 from polyepo.config import ConfigError, scoring_id
 from polyepo.judges import Judge
 from storage import connect, rows
-from tasks.run import Run, open_run
+from tasks.runs.run import Run, open_run
 
 _SHOWN = 5
 

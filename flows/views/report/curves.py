@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flows.report.source import Source, quote, series_of
+from flows.views.report.source import Source, quote, series_of
 from polyepo.report import Figure
 
 _STAGES = ("sample", "judge", "score", "update")

@@ -12,8 +12,8 @@ from polyepo.config import ConfigError, EvaluationConfig
 from polyepo.metrics import div_at_k, pass_at_k
 from polyepo.objectives import DEGENERATE
 from storage import open_store
-from tasks.evaluate import HELDOUT, read_evaluation
-from tasks.run import Run, open_run
+from tasks.runs.evaluations import HELDOUT, read_evaluation
+from tasks.runs.run import Run, open_run
 
 STAGES = ("sample", "judge", "score", "update")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flows.report.source import Source, evenly, quote
+from flows.views.report.source import Source, evenly, quote
 from polyepo import metrics
 from polyepo.metrics import bootstrap_interval
 from polyepo.objectives import DEGENERATE

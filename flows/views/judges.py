@@ -13,14 +13,14 @@ from rich.console import Group as RichGroup
 from rich.table import Table
 from rich.text import Text
 
-from flows.terminal import safe_text
+from flows.views.terminal import safe_text
 from polyepo.config import ConfigError, load_judge
 from polyepo.domains import AnyDomain, Countdown, Multiplication, Polynomial
 from polyepo.judges import Group
 from polyepo.judges.bench import Measured, Suite, domain_suite, human_suite, measure
 from polyepo.judges.sheet import write_sheet
 from storage import connect, rows
-from tasks.run import open_run
+from tasks.runs.run import open_run
 
 HUMAN_SOLUTIONS = Path("creativemath/subset.json")
 _RESPONSES = """

@@ -18,8 +18,8 @@ from polyepo.imports import BadRow, Columns, Format, ImportedResponse, read_resp
 from polyepo.judges import ProgramJudge
 from polyepo.schemas import ROLLOUTS, SCORES
 from storage import ArtifactKey, Provenance, StoreError, open_store
-from tasks.run import code_version, commit_problems, run_record
-from tasks.score import IMPORTED
+from tasks.runs.run import code_version, commit_problems, run_record
+from tasks.runs.scores import IMPORTED
 
 
 @dataclass

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flows import local_stack, processes, services
-from flows.processes import STATE, StackError
+from flows.services import local_stack, processes, servers
+from flows.services.processes import STATE, StackError
 
 _PROCESSES = ("postgres", "s3", "server", *local_stack.WORKERS)
 _FOR_USERS = (
@@ -34,19 +34,19 @@ def start(say: Callable[[str], None]) -> dict[str, str]:
         )
     try:
         with processes.locked():
-            services.start(say)
+            servers.start(say)
         local_stack.start(say)
     except BaseException:
         if not running:
             stop()
         raise
-    environment = services.environment()
+    environment = servers.environment()
     return {"PREFECT_API_URL": local_stack.api_url(), **{name: environment[name] for name in _FOR_USERS}}
 
 
 def stop() -> list[str]:
     """Stop all of it, and whatever a command that was killed has left; returns the names of what was running."""
-    return [*local_stack.stop(), *services.stop()]
+    return [*local_stack.stop(), *servers.stop()]
 
 
 def status() -> dict[str, str]:

@@ -10,11 +10,11 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from flows.report.heldout import Evaluation, powers_of_two, with_interval
+from flows.views.report.heldout import Evaluation, powers_of_two, with_interval
 from polyepo.config import ConfigError
 from polyepo.metrics import branching
-from tasks.evaluate import read_evaluation
-from tasks.run import Run
+from tasks.runs.evaluations import read_evaluation
+from tasks.runs.run import Run
 
 TAUS = (0.1, 0.25, 0.5, 0.75, 1.0)
 _COLUMNS = ["reward", "parsed_answer", "cluster", "degenerate", "response_token_ids", "finish_reason", "judge"]

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import httpx
 
-from flows import processes
-from flows.processes import STATE, StackError
-from flows.work_pools import HEARTBEAT_SECONDS
+from flows.services import processes
+from flows.services.processes import STATE, StackError
+from flows.services.work_pools import HEARTBEAT_SECONDS
 
 BUCKET = "poly-epo"
 _SECONDS = 60

@@ -10,17 +10,17 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.report.curves import curves, judge_differences
-from flows.report.findings import findings
-from flows.report.heldout import HeldOut
-from flows.report.prompts import decoder, read_histories, read_problems, read_prompts
-from flows.report.source import Source
-from flows.summary import runs_named
+from flows.views.report.curves import curves, judge_differences
+from flows.views.report.findings import findings
+from flows.views.report.heldout import HeldOut
+from flows.views.report.prompts import decoder, read_histories, read_problems, read_prompts
+from flows.views.report.source import Source
+from flows.views.summary import runs_named
 from polyepo.config import ConfigError
 from polyepo.report import Report, RunFacts, render
 from storage import open_store
 from storage.layout import check_name
-from tasks.run import Run, open_run
+from tasks.runs.run import Run, open_run
 
 
 class NothingToReportError(ConfigError):

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.terminal import safe_text
+from flows.views.terminal import safe_text
 from storage import Catalog
 from storage.catalog import queries
 

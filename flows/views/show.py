@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from flows.terminal import safe_text
+from flows.views.terminal import safe_text
 from polyepo.config import ConfigError
 from storage import connect, rows
 

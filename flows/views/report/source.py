@@ -10,7 +10,7 @@ import numpy as np
 
 from polyepo.report import Series
 from storage import connect
-from tasks.run import Run
+from tasks.runs.run import Run
 
 _MAX_POINTS = 1_500
 

@@ -13,9 +13,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from flows.summary import runs_named
-from flows.terminal import safe_text
-from tasks.run import Run, open_run
+from flows.views.summary import runs_named
+from flows.views.terminal import safe_text
+from tasks.runs.run import Run, open_run
 
 _REFRESH_SECONDS = 1.0
 _WIDTH = 28

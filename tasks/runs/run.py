@@ -128,6 +128,11 @@ def create_or_resume(root: str, name: str, config: RunConfig) -> Run:
     return run
 
 
+def checkpoint_due(run: Run, step: int) -> bool:
+    """Every `checkpoint_every` steps, and always after the last."""
+    return step > 0 and (step % run.config.checkpoint_every == 0 or step == run.config.steps)
+
+
 def read_splits(config: RunConfig) -> dict[str, list[Problem]]:
     """A configuration's problems by split.
 

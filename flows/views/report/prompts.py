@@ -9,13 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from flows.report.source import Source, evenly, quote
+from flows.views.report.source import Source, evenly, quote
 from polyepo.objectives import DEGENERATE
 from polyepo.report import Prompt, Response
 from polyepo.report.choose import Candidate, fit
 from polyepo.report.data import TRAIN
-from tasks.policy import load_tokenizer
-from tasks.run import Run
+from tasks.runs.models import load_tokenizer
+from tasks.runs.run import Run
 
 PAGE_BYTES = 8_000_000
 """What prompts and responses may take of the page; the library, curves and histories come on top of it."""

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from flows import processes, services
-from flows.processes import STATE, StackError
-from flows.work_pools import CPU_POOL, GPU_POOL, prepare_automations, prepare_pools
+from flows.services import processes, servers
+from flows.services.processes import STATE, StackError
+from flows.services.work_pools import CPU_POOL, GPU_POOL, prepare_automations, prepare_pools
 
 DEPLOYMENT = "poly-epo/train"
 WORKERS = {"gpu-worker": GPU_POOL, "cpu-worker": CPU_POOL}
@@ -68,7 +68,7 @@ def environment() -> dict[str, str]:
         "PWD": str(Path.cwd()),
         processes.MARK: str(STATE.absolute()),
     }
-    return {**defaults, **os.environ, **services.environment(), **ours}
+    return {**defaults, **os.environ, **servers.environment(), **ours}
 
 
 def start(say: Callable[[str], None]) -> None:
@@ -119,7 +119,7 @@ def register(say: Callable[[str], None]) -> None:
     pool, and automations that look after runs that died.
     """
     env = environment()
-    where = [env["PWD"], api_url(), *services.server_environment().values()]
+    where = [env["PWD"], api_url(), *servers.server_environment().values()]
     content = b"\0".join([Path("prefect.yaml").read_bytes(), *(text.encode() for text in where)])
     stamp, digest = STATE / "deployed", hashlib.sha256(content).hexdigest()
     try:
@@ -173,7 +173,7 @@ def _start_server(say: Callable[[str], None]) -> None:
         )
     with processes.stage(say, f"Prefect server on port {port}"):
         arguments = ["server", "start", "--host", str(url.hostname), "--port", str(port)]
-        _spawn("server", arguments, services.server_environment())
+        _spawn("server", arguments, servers.server_environment())
         processes.wait_for("server", is_healthy, SERVER_SECONDS)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from flows.report.heldout import BASE, HeldOut, with_interval
-from flows.report.source import Source
+from flows.views.report.heldout import BASE, HeldOut, with_interval
+from flows.views.report.source import Source
 from polyepo.report import RunFacts
 
 

@@ -16,7 +16,7 @@ from polyepo.judges import Call, CallLog, Judge
 from polyepo.schemas import JUDGE_CALLS
 from storage import ArtifactKey, Store
 from storage.layout import is_name
-from tasks.run import Run
+from tasks.runs.run import Run
 
 FIRST_EVALUATION_SHARD = 1000
 """Shards of a step's evaluations follow those of its training, which have the numbers from 0."""

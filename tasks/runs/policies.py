@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from polyepo.config import RunConfig, digest
-from polyepo.policy.checkpoint import load_checkpoint, save_checkpoint
-from polyepo.policy.model import Policy, check_context, check_prompt_tokens, limit_threads, load_policy
+from polyepo.policy.checkpoint import load_checkpoint
+from polyepo.policy.model import Policy, check_context, check_prompt_tokens, load_policy
 from polyepo.policy.update import Batch, UpdateMetrics, update
-from polyepo.policy.warm_start import warm_start as train_warm_start
-from storage import Manifest, ModelKey, Provenance, Store, open_store
-from storage.layout import AnyKey
-from tasks.run import Run, code_version, open_run
+from tasks.runs.models import initial_model
+from tasks.runs.run import Run
 
 disable_progress_bar()  # transformers draws one for every model it loads, log file or not
 
-# Part of a warm start's name: raise it when the recipe changes what comes out for the same settings.
-_WARM_START_RECIPE = 1
 
 # One policy at a time: (root, run) and the live object. Version and weights always agree, or it is not here.
 _live: dict[tuple[str, str], Policy] = {}
@@ -108,67 +97,11 @@ def training_batch(run: Run, step: int, scoring_id: str | None = None) -> Batch:
     return Batch(problem_ids, prompts, responses, logprobs, scores["advantage"].to_numpy(), truncated)
 
 
-@task(name="checkpoint", task_run_name="checkpoint {name} {step}", cache_policy=NO_CACHE, persist_result=False)
-def checkpoint(root: str, name: str, step: int) -> str:
-    """Commit the policy after a step: weights, optimizer state and tokenizer."""
-    run = open_run(root, name)
-    key = run.key("checkpoints", step)
-    if not run.store.exists(key):
-        policy = policy_at(run, step)
-        run.store.wait()  # for the checkpoint before: at most one is on its way
-        scratch = tempfile.TemporaryDirectory()
-        save_checkpoint(policy, Path(scratch.name))
-        run.store.in_background(key, partial(_commit_checkpoint, run, step, scratch))
-    return key.path
-
-
-def _commit_checkpoint(run: Run, step: int, scratch: tempfile.TemporaryDirectory[str]) -> Manifest:
-    with scratch:
-        return run.store.commit_files(run.key("checkpoints", step), Path(scratch.name), provenance=run.provenance(step))
-
-
-@task(name="warm-start", task_run_name="warm start {digest}", cache_policy=NO_CACHE, persist_result=False)
-def warm_start(root: str, config: RunConfig, digest: str) -> str:
-    """Train and commit the base model, once for every run and arm under the root that asks for the same one."""
-    store = open_store(root)
-    key = ModelKey("warm-start", digest)
-    if not store.exists(key) and config.policy.warm_start:
-        limit_threads(config.policy.num_threads)
-        with tempfile.TemporaryDirectory() as scratch:
-            train_warm_start(config.domain, config.policy.warm_start, Path(scratch))
-            store.commit_files(key, Path(scratch), provenance=Provenance(digest, code_version(), 0))
-    return key.path
-
-
-def warm_start_digest(config: RunConfig) -> str:
-    """The name of the base model a configuration asks for."""
-    content = {
-        "recipe": _WARM_START_RECIPE,
-        "warm_start": config.policy.warm_start and config.policy.warm_start.model_dump(mode="json"),
-        "domain": config.domain.model_dump(mode="json"),
-    }
-    return digest(content)[:16]
-
-
 def check_prompts(run: Run) -> None:
     """Raise ConfigError if the run's prompts, or its limits on them and on responses, do not fit the policy."""
     policy = policy_at(run, _last_version(run))
     check_context(policy.model, run.config.sampling)
     check_prompt_tokens(policy, run.problems.values(), run.config.sampling, "domain")
-
-
-def load_tokenizer(run: Run) -> Any:
-    """The run's tokenizer, without the weights. Raises OSError or ValueError if its model is not at hand."""
-    key: AnyKey | None = None
-    if steps := run.store.steps(run.name, "checkpoints"):
-        key = run.key("checkpoints", steps[-1])
-    elif run.config.policy.warm_start:
-        key = ModelKey("warm-start", warm_start_digest(run.config))
-    source = str(run.config.policy.model)
-    if key is not None and (manifest := run.store.manifest(key)):
-        names = [file.path for file in manifest.files if not file.path.endswith(".safetensors")]
-        source = str(run.store.files.local_copy(f"{manifest.path}/{manifest.attempt}", names))
-    return AutoTokenizer.from_pretrained(source, trust_remote_code=run.config.policy.trust_remote_code)
 
 
 def _last_version(run: Run) -> int:
@@ -181,13 +114,7 @@ def _nearest_checkpoint(run: Run, version: int) -> Policy:
     if steps:
         directory = run.store.local_files(run.key("checkpoints", steps[-1]))
         return load_checkpoint(directory, config.policy, config.update)
-    return load_policy(_initial_model(run.store, config), config.policy, config.update)
-
-
-def _initial_model(store: Store, config: RunConfig) -> str | Path:
-    if config.policy.warm_start:
-        return store.local_files(ModelKey("warm-start", warm_start_digest(config)))
-    return str(config.policy.model)
+    return load_policy(initial_model(run.store, config), config.policy, config.update)
 
 
 def check_replay(run: Run, step: int, policy: Policy, metrics: UpdateMetrics) -> None:

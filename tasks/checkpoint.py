@@ -1,0 +1,50 @@
+"""Checkpoint: the policy after a step; and the base model that a run starts from."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from polyepo.config import RunConfig
+from polyepo.policy.checkpoint import save_checkpoint
+from polyepo.policy.model import limit_threads
+from polyepo.policy.warm_start import warm_start as train_warm_start
+from storage import Manifest, ModelKey, Provenance, open_store
+from tasks.runs.policies import policy_at
+from tasks.runs.run import Run, code_version, open_run
+
+
+@task(name="checkpoint", task_run_name="checkpoint {name} {step}", cache_policy=NO_CACHE, persist_result=False)
+def checkpoint(root: str, name: str, step: int) -> str:
+    """Commit the policy after a step: weights, optimizer state and tokenizer."""
+    run = open_run(root, name)
+    key = run.key("checkpoints", step)
+    if not run.store.exists(key):
+        policy = policy_at(run, step)
+        run.store.wait()  # for the checkpoint before: at most one is on its way
+        scratch = tempfile.TemporaryDirectory()
+        save_checkpoint(policy, Path(scratch.name))
+        run.store.in_background(key, partial(_commit_checkpoint, run, step, scratch))
+    return key.path
+
+
+def _commit_checkpoint(run: Run, step: int, scratch: tempfile.TemporaryDirectory[str]) -> Manifest:
+    with scratch:
+        return run.store.commit_files(run.key("checkpoints", step), Path(scratch.name), provenance=run.provenance(step))
+
+
+@task(name="warm-start", task_run_name="warm start {digest}", cache_policy=NO_CACHE, persist_result=False)
+def warm_start(root: str, config: RunConfig, digest: str) -> str:
+    """Train and commit the base model, once for every run and arm under the root that asks for the same one."""
+    store = open_store(root)
+    key = ModelKey("warm-start", digest)
+    if not store.exists(key) and config.policy.warm_start:
+        limit_threads(config.policy.num_threads)
+        with tempfile.TemporaryDirectory() as scratch:
+            train_warm_start(config.domain, config.policy.warm_start, Path(scratch))
+            store.commit_files(key, Path(scratch), provenance=Provenance(digest, code_version(), 0))
+    return key.path

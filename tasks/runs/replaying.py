@@ -1,0 +1,151 @@
+"""What a replay finds: the policy of a step from what was saved, and what another scoring would have made of it."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from polyepo.config import AnyScoring, ConfigError, scoring_id
+from polyepo.judges import AnyJudge
+from polyepo.policy.checkpoint import load_checkpoint, save_checkpoint
+from polyepo.policy.model import Policy, response_logprobs, weights_digest
+from polyepo.policy.update import Batch
+from tasks.runs.labels import commit_labels
+from tasks.runs.policies import apply_update, check_replay, rebuild, training_batch
+from tasks.runs.run import Run
+from tasks.runs.scores import commit_scores
+
+
+@dataclass(frozen=True)
+class ClusterChange:
+    """Mean change of the log-probability (nats) of one cluster's responses to one prompt, under two updates."""
+
+    problem_id: str
+    cluster: int | None
+    responses: int
+    reward: float
+    advantage_own: float
+    advantage_other: float
+    change_own: float
+    change_other: float
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """A step's own update next to the one that another scoring would have made, from the same policy and rollouts."""
+
+    cosine: float
+    """Cosine similarity of the two changes of the weights."""
+    norm_own: float
+    norm_other: float
+    clusters: list[ClusterChange]
+
+
+def replay_policy(run: Run, step: int, output: str | None = None) -> dict[str, Any]:
+    """Rebuild the policy of a step without its own checkpoint; write it to `output` as a Hugging Face directory.
+
+    Returns:
+        `weights`, the digest of the rebuilt weights, and `checkpoint`, that of the committed ones or None.
+
+    Raises:
+        ConfigError: the step is not committed, or `output` exists.
+        ReplayError: an update does not reproduce what the run recorded.
+    """
+    check_step(run, step)
+    if output is not None and Path(output).exists():
+        raise ConfigError(f"output {output!r} exists already; nothing is overwritten")
+    policy = rebuild(run, step, newest_checkpoint=step - 1)
+    committed = run.key("checkpoints", step)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(output) if output is not None else Path(scratch) / "policy"
+        folder.mkdir(parents=True)
+        policy.model.save_pretrained(folder)
+        policy.tokenizer.save_pretrained(folder)
+        weights = weights_digest(folder)
+    there = weights_digest(run.store.local_files(committed)) if run.store.exists(committed) else None
+    return {"step": step, "weights": weights, "checkpoint": there}
+
+
+def counterfactual(run: Run, step: int, scoring: AnyScoring, judge: AnyJudge) -> Counterfactual:
+    """Apply a step's update twice, under the run's scoring and under another.
+
+    The other scoring's labels and scores are committed next to the run's own if they are not there yet.
+    """
+    check_step(run, step)
+    for shard in range(run.config.sampling.shards):
+        commit_labels(run, judge, step, shard)
+    commit_scores(run, scoring, judge, step)
+    other_id = scoring_id(scoring, judge)
+    policy = rebuild(run, step - 1, newest_checkpoint=step - 1)
+    batch, other_batch = training_batch(run, step), training_batch(run, step, other_id)
+    before, before_logprobs = _weights(policy), _logprobs(run, policy, batch)
+    with tempfile.TemporaryDirectory() as scratch:
+        save_checkpoint(policy, Path(scratch))
+        check_replay(run, step, policy, apply_update(run, policy, step))
+        own, own_logprobs = _weights(policy) - before, _logprobs(run, policy, batch)
+        policy = load_checkpoint(Path(scratch), run.config.policy, run.config.update)
+    apply_update(run, policy, step, other_id)
+    other, other_logprobs = _weights(policy) - before, _logprobs(run, policy, batch)
+    norms = float(own.norm()), float(other.norm())
+    return Counterfactual(
+        cosine=float(own @ other) / (norms[0] * norms[1]) if all(norms) else float("nan"),
+        norm_own=norms[0],
+        norm_other=norms[1],
+        clusters=_by_cluster(
+            run, step, batch, other_batch, own_logprobs - before_logprobs, other_logprobs - before_logprobs
+        ),
+    )
+
+
+def check_step(run: Run, step: int) -> None:
+    """Raise ConfigError if a step has no committed update."""
+    if step < 1 or not run.store.exists(run.key("updates", step)):
+        last = max(run.store.steps(run.name, "updates"), default=0)
+        raise ConfigError(f"step {step} of run {run.name!r} is not committed; it has steps 1 to {last}")
+
+
+def _weights(policy: Policy) -> torch.Tensor:
+    """All weights as one float64 vector on the CPU."""
+    return torch.cat([p.detach().double().cpu().ravel() for p in policy.model.parameters()])
+
+
+@torch.no_grad()
+def _logprobs(run: Run, policy: Policy, batch: Batch) -> np.ndarray:
+    """Log-probability of each whole response, (R,)."""
+    found = np.zeros(len(batch.responses))
+    for rows in batch.micro_batches(run.config.update.micro_batch_tokens):
+        part = batch.select(rows)
+        logprobs, _, mask = response_logprobs(
+            policy.model, part.prompts, part.responses, run.config.sampling.temperature
+        )
+        found[rows] = torch.where(mask, logprobs, 0).double().sum(-1).cpu().numpy()
+    return found
+
+
+def _by_cluster(
+    run: Run, step: int, batch: Batch, other: Batch, change_own: np.ndarray, change_other: np.ndarray
+) -> list[ClusterChange]:
+    """Clusters of the run's own judge; first those whose log-probability the updates change most differently."""
+    scores = run.store.read_table(run.scores_key(step), ["problem_id", "cluster", "reward"]).to_pylist()
+    rows_of: dict[tuple[str, int | None], list[int]] = {}
+    for row, score in enumerate(scores):
+        rows_of.setdefault((score["problem_id"], score["cluster"]), []).append(row)
+    changes = [
+        ClusterChange(
+            problem_id=problem_id,
+            cluster=cluster,
+            responses=len(rows),
+            reward=float(np.mean([scores[row]["reward"] for row in rows])),
+            advantage_own=float(batch.advantages[rows].mean()),
+            advantage_other=float(other.advantages[rows].mean()),
+            change_own=float(change_own[rows].mean()),
+            change_other=float(change_other[rows].mean()),
+        )
+        for (problem_id, cluster), rows in rows_of.items()
+    ]
+    return sorted(changes, key=lambda c: -abs(c.change_own - c.change_other))

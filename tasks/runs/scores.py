@@ -1,0 +1,193 @@
+"""A step's scores: each response verified, and rewards and clusters turned into one advantage per response."""
+
+from __future__ import annotations
+
+import math
+import time
+from itertools import groupby
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from polyepo.advantages import grpo_advantages, grpo_div_advantages, marginal_set_advantages
+from polyepo.config import ConfigError, GRPOScoring, Scoring, SetScoring, scoring_id
+from polyepo.domains import Domain, Ungraded, Verdict
+from polyepo.judges import Judge
+from polyepo.objectives import DEGENERATE
+from polyepo.schemas import SCORES
+from polyepo.seeds import derive_seed
+from storage import ArtifactKey
+from tasks.runs.labels import is_labelled
+from tasks.runs.run import Run
+
+# Scoring and judge of rewards that imported rollouts came with.
+IMPORTED = "imported"
+
+
+def commit_scores(run: Run, scoring: Scoring, judge: Judge, step: int, verifier: Domain | None = None) -> ArtifactKey:
+    """Commit a step's scores by any scoring of any judge's labels, unless they are there; returns their key.
+
+    Rewards are those of the run's own domain, or of another verifier.
+    """
+    key = run.scores_key(step, scoring_id(scoring, judge, verifier))
+    if not run.store.exists(key):
+        started = time.perf_counter()
+        shards = range(run.config.sampling.shards)
+        parents = [k for s in shards for k in (run.key("rollouts", step, s), run.labels_key(step, s, judge))]
+        table = score_table(run, scoring, judge, step, verifier)
+        provenance = run.provenance(step - 1, time.perf_counter() - started)
+        manifests = [run.store.manifest(parent) for parent in parents]
+        run.store.commit_table(key, table, table_name="scores", parents=manifests, provenance=provenance)
+    return key
+
+
+def score_table(run: Run, scoring: Scoring, judge: Judge, step: int, verifier: Domain | None = None) -> pa.Table:
+    """The scores table of a step from its committed rollouts and a judge's labels."""
+    rows: list[dict[str, Any]] = []
+    for shard in range(run.config.sampling.shards):
+        rollouts = run.store.read_table(
+            run.key("rollouts", step, shard), ["problem_id", "sample", "response", "response_token_ids"]
+        )
+        labels = run.store.read_table(
+            run.labels_key(step, shard, judge), ["problem_id", "sample", "cluster", "degenerate", "status"]
+        )
+        label_of = {(label["problem_id"], label["sample"]): label for label in labels.to_pylist()}
+        rows += [row | label_of[(row["problem_id"], row["sample"])] for row in rollouts.to_pylist()]
+    verdicts = _verdicts(run, step, rows, verifier or run.config.domain)
+    penalties = overlong_penalties(run, scoring, rows)
+    seed = derive_seed(run.config.seed, "sets", step)
+    values = np.zeros(len(rows))
+    # Groups have one size, but for rollouts that were imported.
+    for members in _groups_by_size(rows):
+        rewards_PN = np.array([[verdicts[row].reward - penalties[row] for row in group] for group in members])
+        flat = [rows[row] for group in members for row in group]
+        clusters_PN, labelled_P = cluster_matrix(flat, len(members[0]), judge.missing_labels.policy)
+        advantages_PN = advantages(scoring, rewards_PN, clusters_PN, seed)
+        advantages_PN[~labelled_P] = 0.0  # a prompt the judge could not label has no signal, rather than a made-up one
+        values[np.array(members)] = advantages_PN
+    constant = {
+        "run": run.name,
+        "step": step,
+        "scoring": scoring_id(scoring, judge, verifier),
+        "objective": objective_name(scoring),
+        "judge": judge.judge_id,
+    }
+    return pa.Table.from_pylist(
+        [
+            {
+                **constant,
+                **{key: row[key] for key in ("problem_id", "sample", "cluster", "degenerate")},
+                "reward": verdict.reward,
+                "parsed_answer": verdict.parsed_answer,
+                "advantage": advantage,
+                "overlong_penalty": penalty if scoring.overlong_penalty else None,
+            }
+            for row, verdict, advantage, penalty in zip(rows, verdicts, values, penalties, strict=True)
+        ],
+        schema=SCORES,
+    )
+
+
+def _verdicts(run: Run, step: int, rows: list[dict[str, Any]], domain: Domain) -> list[Verdict]:
+    """Rewards of rollout rows by a verifier; those they came with, if nobody here can verify them."""
+    if isinstance(domain, Ungraded):
+        return _given_verdicts(run, step, rows)
+    problems = [run.problems[row["problem_id"]] for row in rows]
+    verdicts = domain.verify_batch(problems, [row["response"] for row in rows])
+    for row, verdict in zip(rows, verdicts, strict=True):
+        if not math.isfinite(verdict.reward):
+            raise ValueError(
+                f"reward of problem {row['problem_id']!r}, sample {row['sample']}, step {step} is {verdict.reward}; "
+                f"the verifier of domain {domain.name!r} must return finite numbers"
+            )
+    return verdicts
+
+
+def _given_verdicts(run: Run, step: int, rows: list[dict[str, Any]]) -> list[Verdict]:
+    """Rewards that imported responses came with. Raises ConfigError if some came without: no reward is made up."""
+    key = run.scores_key(step, IMPORTED)
+    columns = ["problem_id", "sample", "reward", "parsed_answer"]
+    given = run.store.read_table(key, columns).to_pylist() if run.store.exists(key) else []
+    of = {(row["problem_id"], row["sample"]): Verdict(row["reward"], row["parsed_answer"]) for row in given}
+    if len(of) < len(rows):
+        raise ConfigError(
+            f"run {run.name!r}, step {step}: {len(rows) - len(of)} of {len(rows)} responses were imported without a "
+            "reward, and domain 'ungraded' has no verifier; give one, such as "
+            '--param verifier=\'{"name": "maths", "path": "none"}\''
+        )
+    return [of[(row["problem_id"], row["sample"])] for row in rows]
+
+
+def _groups_by_size(rows: list[dict[str, Any]]) -> list[list[list[int]]]:
+    """Row indices of each prompt's group, groups of one size together; rows of a prompt are next to each other."""
+    by_size: dict[int, list[list[int]]] = {}
+    for _, group in groupby(range(len(rows)), key=lambda row: rows[row]["problem_id"]):
+        members = list(group)
+        by_size.setdefault(len(members), []).append(members)
+    return list(by_size.values())
+
+
+def cluster_matrix(
+    rows: list[dict[str, Any]],
+    num_responses: int,
+    missing: Literal["drop_prompt", "singleton"] = "drop_prompt",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Clusters (P, N), and whether a prompt's clusters can be used, (P,).
+
+    They can if all of its responses have a label, or if those without one count as clusters of their own (singleton).
+    """
+    clusters = [DEGENERATE if row["cluster"] is None else row["cluster"] for row in rows]
+    labelled = np.array([is_labelled(row) for row in rows], dtype=bool)
+    shape = (-1, num_responses)
+    if missing == "singleton":
+        # A prompt has no more clusters than responses, so numbers from there on are free.
+        own = [
+            cluster if has_label else num_responses + number % num_responses
+            for number, (cluster, has_label) in enumerate(zip(clusters, labelled, strict=True))
+        ]
+        return np.array(own, dtype=np.int64).reshape(shape), np.ones(len(rows) // num_responses, dtype=bool)
+    complete: np.ndarray = np.asarray(labelled.reshape(shape).all(axis=1))
+    return np.array(clusters, dtype=np.int64).reshape(shape), complete
+
+
+def overlong_penalties(run: Run, scoring: Scoring, rows: list[dict[str, Any]]) -> np.ndarray:
+    """What each response of rollout rows loses for its length, (R,); zeros if the scoring has no penalty.
+
+    Raises:
+        ConfigError: the rollouts were imported without their tokens.
+    """
+    penalty, limit = scoring.overlong_penalty, run.config.sampling.max_response_tokens
+    if penalty is None:
+        return np.zeros(len(rows))
+    if any(row["response_token_ids"] is None for row in rows):
+        raise ConfigError(
+            f"scoring.overlong_penalty needs lengths in tokens, and run {run.name!r} was imported without token ids"
+        )
+    lengths_R = np.array([len(row["response_token_ids"]) for row in rows])
+    excess_R = lengths_R - (limit - penalty.buffer_tokens)
+    return penalty.factor * np.clip(excess_R / penalty.buffer_tokens, 0, 1)
+
+
+def advantages(scoring: Scoring, rewards_PN: np.ndarray, clusters_PN: np.ndarray, seed: int) -> np.ndarray:
+    """Advantages (P, N) by a scoring; the seed is for scorings that draw sets."""
+    if isinstance(scoring, SetScoring):
+        if rewards_PN.shape[-1] < scoring.set_size:
+            return np.zeros_like(rewards_PN)  # too few responses for a single set
+        return marginal_set_advantages(
+            rewards_PN,
+            clusters_PN,
+            scoring.set_size,
+            scoring.set_objective(),
+            num_sets=scoring.num_sets,
+            seed=seed,
+            aggregate=scoring.aggregate,
+        )
+    if isinstance(scoring, GRPOScoring):
+        return grpo_advantages(rewards_PN)
+    return grpo_div_advantages(rewards_PN, clusters_PN, scoring.weight)
+
+
+def objective_name(scoring: Scoring) -> str:
+    """What the scores table calls the objective."""
+    return scoring.objective if isinstance(scoring, SetScoring) else scoring.method
