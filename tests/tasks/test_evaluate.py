@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-import tasks.evaluate
 from flows.views.results import markdown, results
 from polyepo.config import ConfigError, parse_config
 from polyepo.judges import AnswerJudge, Judge, Label, ProgramJudge
@@ -17,6 +16,7 @@ from polyepo.schemas import EVALS
 from storage import Catalog, connect
 from storage.verify import manifests, verify_artifact
 from tasks.evaluate import evaluate
+from tasks.runs import evaluations
 from tasks.runs.benchmarks import heldout
 from tasks.runs.evaluating import add_benchmark, commit_shard, model_run
 from tasks.runs.evaluations import HELDOUT, Benchmark, choose_judge, choose_step, missing_shards, parts, read_evaluation
@@ -33,7 +33,7 @@ def extend(run, num_samples, benchmark=None, judge=None):
 @pytest.fixture(scope="module", autouse=True)
 def _small_shards():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks.evaluate, "SAMPLES_PER_SHARD", 4)
+        patch.setattr(evaluations, "SAMPLES_PER_SHARD", 4)
         yield
 
 
