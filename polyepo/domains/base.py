@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from polyepo.plugins import CodeDigest
+
 Split = Literal["train", "heldout"]
 Prompt = str | list[dict[str, str]]
 
@@ -45,6 +47,7 @@ class Domain(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
+    code: CodeDigest
 
     def problems(self, split: Split) -> list[Problem]:
         """The problems of a split, in a fixed order. Raises ValueError naming the field that makes it impossible."""

@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from polyepo.plugins import CodeDigest
+
 from polyepo.domains import Domain, Problem, Strategy
 
 
@@ -91,6 +93,7 @@ class Judge(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
+    code: CodeDigest
 
     @property
     def judge_id(self) -> str:
