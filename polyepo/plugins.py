@@ -44,6 +44,10 @@ class PluginError(ValueError):
     """Code that cannot be used; the message names the reference and what would be right."""
 
 
+class MissingCodeError(PluginError):
+    """A run needs code that its maker brought, and nobody here provides it."""
+
+
 @dataclass(frozen=True)
 class Code:
     """What was imported for a reference, and what it was made of."""
@@ -104,6 +108,27 @@ def find(reference: str, kind: Kind) -> Code | None:
     return code
 
 
+def required(reference: str, digest: str | None) -> Code:
+    """The code of a reference that a record names.
+
+    Raises:
+        MissingCodeError: nobody here provides it, or what is provided is other code.
+    """
+    code = _provided.get(reference)
+    if code is None:
+        raise MissingCodeError(
+            f"{reference!r} is code that the run's maker brought, and it is not imported because a record names it: "
+            "give your own configuration that names it, by --config FILE"
+        )
+    if code.digest != digest:
+        raise MissingCodeError(
+            f"{reference!r} is other code than the run's: the run has SHA-256 {str(digest)[:12]}, "
+            f"{_shown(code.path)} has {code.digest[:12]}. Restore it (the run keeps its text under code/), or "
+            "go on with the new code by polyepo train CONFIG --run RUN --allow-changed-code"
+        )
+    return code
+
+
 def provided(references: Iterator[str] | list[str]) -> dict[str, Code]:
     """What was imported for references, by reference; those that nobody provides are left out."""
     return {reference: _provided[reference] for reference in references if reference in _provided}
@@ -117,9 +142,14 @@ def declared_names(kind: Kind) -> list[str]:
 def where(value: Any) -> str:
     """File and line of a class or function, for messages."""
     try:
-        return f"{os.path.relpath(inspect.getsourcefile(value) or '?')}:{inspect.getsourcelines(value)[1]}"
+        return f"{_shown(inspect.getsourcefile(value) or '?')}:{inspect.getsourcelines(value)[1]}"
     except (OSError, TypeError):
         return str(getattr(value, "__module__", "?"))
+
+
+def _shown(path: str | Path) -> str:
+    """A path as short as it can be said here."""
+    return min(os.path.relpath(path), str(path), key=len)
 
 
 def _load(reference: str, folder: Path) -> Code:
@@ -139,7 +169,7 @@ def _load(reference: str, folder: Path) -> Code:
 def _from_file(reference: str, path: Path, name: str) -> Code:
     if not path.is_file():
         raise PluginError(
-            f"{reference!r}: no such file {os.path.relpath(path)!r} (files are relative to the configuration's folder)"
+            f"{reference!r}: no such file {_shown(path)!r} (files are relative to the configuration's folder)"
         )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     # One module per content and place: a file that changed is imported anew.
@@ -185,7 +215,7 @@ def _last_line(error: Exception) -> str:
         for file, number in frames
         if file.endswith(".py") and "importlib" not in file and file != __file__
     ]
-    return f" ({os.path.relpath(own[-1][0])}, line {own[-1][1]})" if own else ""
+    return f" ({_shown(own[-1][0])}, line {own[-1][1]})" if own else ""
 
 
 def _code(reference: str, module: ModuleType, name: str, package: str | None) -> Code:
@@ -194,9 +224,8 @@ def _code(reference: str, module: ModuleType, name: str, package: str | None) ->
         public = sorted(
             n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == module.__name__
         )
-        raise PluginError(
-            f"{reference!r}: {os.path.relpath(module.__file__ or '?')} has no {name!r}; it has {', '.join(public) or 'nothing'}"
-        )
+        file = _shown(module.__file__ or "?")
+        raise PluginError(f"{reference!r}: {file} has no {name!r}; it has {', '.join(public) or 'nothing'}")
     path = Path(module.__file__ or "")
     contents = {
         file.name if file.parent == path.parent else str(file.relative_to(path.parent)): file.read_bytes()
@@ -307,9 +336,8 @@ class Choice:
 
     def _made(self, code: Code, section: dict[str, Any]) -> BaseModel:
         if not (isinstance(code.value, type) and issubclass(code.value, self.base)):
-            raise PluginError(
-                f"{code.reference!r} ({where(code.value)}) must be a subclass of {self.base.__module__}.{self.base.__name__}"
-            )
+            base = f"{self.base.__module__}.{self.base.__name__}"
+            raise PluginError(f"{code.reference!r} ({where(code.value)}) must be a subclass of {base}")
         try:
             return code.value.model_validate(section)
         except ValidationError:

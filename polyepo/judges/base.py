@@ -7,9 +7,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from polyepo.plugins import CodeDigest
-
 from polyepo.domains import Domain, Problem, Strategy
+from polyepo.plugins import CodeDigest
 
 
 class Group(NamedTuple):
