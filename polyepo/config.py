@@ -13,9 +13,11 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from polyepo.advantages import MAX_ENUMERATED_SETS
-from polyepo.domains import AnyDomain, Domain
+from polyepo.domains import AnyDomain, Demonstrated, Domain
+from polyepo.domains.missing import MissingDomain
 from polyepo.judges import AnyJudge, Judge
 from polyepo.objectives import MeanReward, PassAtN, Polychromic
+from polyepo.plugins import given_by_user
 from polyepo.section import Section
 
 _MIN_BFLOAT16_LR = 1e-5
@@ -297,7 +299,7 @@ class RunConfig(Section):
                 f"sampling.prompts_per_step {sampling.prompts_per_step}"
             )
         check_scoring(self.scoring, sampling)
-        if self.policy.warm_start and not hasattr(self.domain, "demonstration"):
+        if self.policy.warm_start and not isinstance(self.domain, Demonstrated | MissingDomain):
             raise ValueError(
                 f"policy.warm_start needs a domain with demonstrations, and {self.domain.name!r} has none: "
                 "set policy.model to a directory or hub id"
@@ -350,7 +352,8 @@ def load_config(path: str | Path, settings: dict[str, Any] | None = None) -> Con
     raw = read_yaml(path)
     for name, value in (settings or {}).items():
         _set(raw, name, value)
-    return parse_config(raw, source=str(path))
+    with given_by_user(Path(path).parent):
+        return parse_config(raw, source=str(path))
 
 
 def parse_config(raw: dict[str, Any], source: str = "config") -> Config:
@@ -360,7 +363,8 @@ def parse_config(raw: dict[str, Any], source: str = "config") -> Config:
 
 def load_judge(path: str | Path) -> AnyJudge:
     """Read a judge's description from a YAML file. Raises ConfigError as `load_config` does."""
-    return validated(AnyJudge, read_yaml(path), str(path))
+    with given_by_user(Path(path).parent):
+        return validated(AnyJudge, read_yaml(path), str(path))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

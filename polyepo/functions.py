@@ -22,8 +22,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BeforeValidator, model_validator
 
 from polyepo import plugins
-from polyepo.plugins import Code, CodeDigest, PluginError
-from polyepo.section import Section
+from polyepo.plugins import Code, Coded, PluginError
 from polyepo.workers import WorkerPool
 
 _ASYNC_AT_A_TIME = 16
@@ -36,11 +35,10 @@ class Outcome(NamedTuple):
     failure: str | None = None
 
 
-class Function(Section):
+class Function(Coded):
     """A function by reference, and the digest of its code."""
 
     function: str
-    code: CodeDigest
 
     @model_validator(mode="before")
     @classmethod
@@ -147,9 +145,10 @@ def _called(function: Callable[..., Any], items: list[dict[str, Any]]) -> list[t
     if is_batch(function):
         together = {name + "s": [each[name] for each in arguments] for name in arguments[0]}
         try:
-            values = function(**together)
-            values = asyncio.run(values) if inspect.isawaitable(values) else values
-            values = list(values)
+            if inspect.iscoroutinefunction(function):
+                values = list(asyncio.run(function(**together)))
+            else:
+                values = list(function(**together))
         except MemoryError:
             raise
         except Exception as error:

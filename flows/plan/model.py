@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from polyepo.config import PolicyConfig, RunConfig
+from polyepo.domains import Demonstrated
 from polyepo.policy import warm_start
 from polyepo.policy.model import gradient_checkpointing, response_logprobs
 
@@ -53,8 +54,8 @@ class Shape:
 def load_tokenizer(config: RunConfig) -> Any:
     """The policy's tokenizer. Raises UnknownError if it is not at hand."""
     policy = config.policy
-    if policy.warm_start:
-        return warm_start.word_tokenizer(config.domain.vocabulary())  # type: ignore[union-attr]
+    if policy.warm_start and isinstance(config.domain, Demonstrated):
+        return warm_start.word_tokenizer(config.domain.vocabulary())
     try:
         tokenizer = AutoTokenizer.from_pretrained(policy.model, **_options(policy))
     except (OSError, ValueError) as error:

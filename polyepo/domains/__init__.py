@@ -2,21 +2,22 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, SerializeAsAny
 
 from polyepo.domains.base import Demonstrated, Domain, Problem, Split, Strategy, Verdict
 from polyepo.domains.countdown import Countdown
 from polyepo.domains.maths import Maths
+from polyepo.domains.missing import MissingDomain
 from polyepo.domains.multiplication import Multiplication
 from polyepo.domains.multiplication_words import MultiplicationWords
 from polyepo.domains.polynomial import Polynomial
 from polyepo.domains.polynomial_words import PolynomialWords
 from polyepo.domains.ungraded import Ungraded
+from polyepo.plugins import Choice
 
-AnyDomain = Annotated[
-    Polynomial | PolynomialWords | Multiplication | MultiplicationWords | Countdown | Maths | Ungraded,
-    Field(discriminator="name"),
-]
+_OURS = (Polynomial, PolynomialWords, Multiplication, MultiplicationWords, Countdown, Maths, Ungraded)
+AnyDomain = Annotated[SerializeAsAny[Domain], BeforeValidator(Choice("domain", Domain, _OURS, MissingDomain))]
+"""One of ours by name, one that an installed package declares, or a user's own class by reference."""
 
 __all__ = [
     "AnyDomain",

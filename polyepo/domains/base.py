@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from polyepo.plugins import CodeDigest
+from polyepo.plugins import Coded
 
 Split = Literal["train", "heldout"]
 Prompt = str | list[dict[str, str]]
@@ -41,13 +41,10 @@ class Strategy(NamedTuple):
     micro: str
 
 
-class Domain(BaseModel):
+class Domain(Coded):
     """A source of problems. Subclasses are configuration (their fields are what a YAML file sets) and behaviour."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: str
-    code: CodeDigest
 
     def problems(self, split: Split) -> list[Problem]:
         """The problems of a split, in a fixed order. Raises ValueError naming the field that makes it impossible."""
@@ -70,13 +67,13 @@ class Domain(BaseModel):
         raise NotImplementedError
 
 
-class Demonstrated(Protocol):
+class Demonstrated(Domain):
     """A domain that can show (noisy, skewed) demonstrations, for warm-starting a small model from scratch."""
 
     def vocabulary(self) -> list[str]:
         """Every whitespace-separated word that prompts and demonstrations can contain, in a fixed order."""
-        ...
+        raise NotImplementedError
 
     def demonstration(self, problem: Problem, rng: np.random.Generator) -> str:
         """One response as a base model would give it: well-formed, often wrong, diverse, skewed."""
-        ...
+        raise NotImplementedError

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from polyepo.domains.base import Domain, Problem, Prompt, Split, Strategy, Verdict
+from polyepo.domains.base import Demonstrated, Problem, Prompt, Split, Strategy, Verdict
 from polyepo.domains.expressions import Expression, all_expressions, parse
 from polyepo.domains.text import MAX_RESPONSE_CHARACTERS, split_problems, unit_interval
 
@@ -23,7 +23,7 @@ _PUZZLE = re.compile(
 _ANSWER = re.compile(r"answer\s*:", re.IGNORECASE)
 
 
-class Countdown(Domain):
+class Countdown(Demonstrated):
     """Prompt `3 5 8 = 64 >`, response `( 3 + 5 ) * 8`: each number exactly once, exact arithmetic.
 
     Problems are generated (every solvable one within the bounds, or a fixed choice of `num_problems`), or read from the

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from polyepo.domains.base import Domain, Problem, Split, Strategy, Verdict
+from polyepo.domains.base import Demonstrated, Problem, Split, Strategy, Verdict
 from polyepo.domains.text import integers, split_problems, words_of
 
 # Each decomposition of a * b into p * q + r * s (or -), as (p, q, sign, r, s); None where it does not apply.
@@ -23,7 +23,7 @@ _DECOMPOSITIONS: dict[str, Callable[[int, int], _Parts | None]] = {
 }
 
 
-class Multiplication(Domain):
+class Multiplication(Demonstrated):
     """Prompt `47 * 6 >`, response `40 * 6 + 7 * 6 : 240 + 42 = 282`: every part is checked.
 
     Responses have one shape, p * q (+ or -) r * s : pq (+ or -) rs = total, and the decomposition must be one of six

@@ -7,11 +7,11 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from polyepo.domains.base import Domain, Problem, Split, Strategy, Verdict
+from polyepo.domains.base import Demonstrated, Problem, Split, Strategy, Verdict
 from polyepo.domains.text import integers, split_problems, unit_interval, words_of
 
 
-class Polynomial(Domain):
+class Polynomial(Demonstrated):
     """Prompt `b x c >`, response `x x^2 bx x^2+bx y`: five integers, of which every one is checked.
 
     With `accepted_fraction` below 1, each x is accepted for a prompt with that probability by a fixed hash

@@ -2,17 +2,19 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, SerializeAsAny
 
 from polyepo.judges.base import Call, CallLog, Estimate, Group, Judge, Label, MissingLabels
 from polyepo.judges.llm.judge import LLMJudge
+from polyepo.judges.missing import MissingJudge
 from polyepo.judges.program import AnswerJudge, ProgramJudge
 from polyepo.judges.sheet import SheetJudge
 from polyepo.judges.similarity import EmbeddingJudge, TextJudge
+from polyepo.plugins import Choice
 
-AnyJudge = Annotated[
-    ProgramJudge | AnswerJudge | TextJudge | EmbeddingJudge | SheetJudge | LLMJudge, Field(discriminator="name")
-]
+_OURS = (ProgramJudge, AnswerJudge, TextJudge, EmbeddingJudge, SheetJudge, LLMJudge)
+AnyJudge = Annotated[SerializeAsAny[Judge], BeforeValidator(Choice("judge", Judge, _OURS, MissingJudge))]
+"""One of ours by name, one that an installed package declares, or a user's own class by reference."""
 
 __all__ = [
     "AnswerJudge",

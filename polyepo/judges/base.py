@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
 from polyepo.domains import Domain, Problem, Strategy
-from polyepo.plugins import CodeDigest
+from polyepo.plugins import Coded
 
 
 class Group(NamedTuple):
@@ -86,18 +87,22 @@ class MissingLabels(NamedTuple):
     """Share of a step's responses above which the run stops."""
 
 
-class Judge(BaseModel):
+class Judge(Coded):
     """A labeller of groups. Subclasses are configuration and behaviour."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: str
-    code: CodeDigest
 
     @property
     def judge_id(self) -> str:
-        """The judge's name in the store: labels of two judges with one id can be compared."""
-        return self.name
+        """The judge's name in the store: labels of two judges with one id can be compared.
+
+        A user's own judge is its class' name, and a hash of its settings and code.
+        """
+        if self.code is None:
+            return self.name
+        settings = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        slug = re.sub(r"[^a-z0-9]+", "-", self.name.rpartition(":")[2].lower()).strip("-")
+        return f"{slug}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
 
     @property
     def missing_labels(self) -> MissingLabels:

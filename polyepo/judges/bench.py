@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polyepo import metrics
-from polyepo.domains import AnyDomain, Maths, Problem, Strategy
+from polyepo.domains import AnyDomain, Demonstrated, Maths, Problem, Strategy
 from polyepo.judges.base import CallLog, Group, Judge, Label, cluster_by_strategy
 
 _GARBAGE = ("", "the the the the the the the the", "I do not know.", "=== === ===")
@@ -54,7 +54,7 @@ def domain_suite(domain: AnyDomain, prompts: int, responses: int, seed: int) -> 
     Raises:
         ValueError: the domain has no demonstrations.
     """
-    if not hasattr(domain, "demonstration"):
+    if not isinstance(domain, Demonstrated):
         raise ValueError(f"domain {domain.name!r} has no demonstrations")
     rng = np.random.default_rng(seed)
     problems = domain.problems("heldout")

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from polyepo.config import WarmStart
-from polyepo.domains import Domain
+from polyepo.domains import Demonstrated
 from polyepo.policy.model import encode_prompt, response_logprobs
 from polyepo.seeds import derive_seed
 
@@ -31,7 +31,7 @@ def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
 
 
 def warm_start(
-    domain: Domain,
+    domain: Demonstrated,
     config: WarmStart,
     directory: Path,
     report: Callable[[int, float], None] = lambda step, loss: None,
@@ -39,7 +39,7 @@ def warm_start(
     """Train a base model and write it, with its tokenizer, into an empty directory.
 
     Args:
-        domain: one with demonstrations (`polyepo.domains.base.Demonstrated`).
+        domain: where problems and demonstrations come from.
         config: sizes, steps and seed.
         directory: where the Hugging Face model directory goes.
         report: called with (step, loss) as training goes on.
@@ -47,7 +47,7 @@ def warm_start(
     Returns:
         The mean loss per response token over the last tenth of the steps, in nats.
     """
-    tokenizer = word_tokenizer(domain.vocabulary())  # type: ignore[attr-defined]
+    tokenizer = word_tokenizer(domain.vocabulary())
     problems = [*domain.problems("train"), *domain.problems("heldout")]
     prompts = [encode_prompt(tokenizer, problem) for problem in problems]
     with torch.random.fork_rng():
@@ -58,7 +58,7 @@ def warm_start(
     losses = []
     for step in range(1, config.steps + 1):
         chosen = rng.integers(len(problems), size=config.batch_size)
-        texts = [domain.demonstration(problems[i], rng) for i in chosen]  # type: ignore[attr-defined]
+        texts = [domain.demonstration(problems[i], rng) for i in chosen]
         responses = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
         logprobs_BR, _, mask_BR = response_logprobs(model, [prompts[i] for i in chosen], responses, 1.0)
         loss = -logprobs_BR[mask_BR].mean()
