@@ -76,14 +76,16 @@ KINDS = {
 }
 HELD_OUT = {"a fruit", "a country in Africa", "a prime number below 100", "a bird", "a sport", "a state of the USA",
             "a chemical element", "a piece of clothing"}  # fmt: skip
+_EXAMPLE = [
+    {"role": "system", "content": "You name things."},
+    {"role": "user", "content": "Name a toy."},
+    {"role": "assistant", "content": "ball"},
+]
 _WORD = re.compile(r"[a-z0-9]+")
 
 
 class Naming(Domain):
-    """Prompt "Name a fruit. Answer with the name alone.", as chat messages; a fruit of the list must be named."""
-
-    name: str = "naming"
-    instruction: str = "Answer with the name alone."
+    """Asked as chat messages, after one example: "Name a fruit." A fruit of the list must be named."""
 
     def problems(self, split: Split) -> list[Problem]:
         """A problem for each kind of thing; the held-out kinds are never trained on."""
@@ -91,7 +93,7 @@ class Naming(Domain):
             Problem(
                 problem_id=kind,
                 domain=self.name,
-                prompt=[{"role": "user", "content": f"Name {kind}. {self.instruction}"}],
+                prompt=[*_EXAMPLE, {"role": "user", "content": f"Name {kind}."}],
                 metadata={"accepted": names.split()},
             )
             for kind, names in KINDS.items()
