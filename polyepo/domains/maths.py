@@ -17,6 +17,7 @@ from polyepo.domains.dataset import ColumnFilter, read_rows, value_at
 from polyepo.domains.equivalence import EquivalencePool
 from polyepo.domains.leakage import leaks
 from polyepo.domains.prompted import Prompted
+from polyepo.domains.references import MAX_CHARACTERS, reference_answer
 from polyepo.domains.text import split_problems
 
 _log = logging.getLogger(__name__)
@@ -24,12 +25,10 @@ _log = logging.getLogger(__name__)
 _PROBLEM_COLUMNS = ("problem", "question", "prompt")
 _ANSWER_COLUMNS = ("answer", "final_answer", "expected_answer", "solution", "reward_model")
 _ID_COLUMNS = ("unique_id", "problem_id", "id", "extra_info")
-_MAX_ANSWER_CHARACTERS = 200
 _ANSWER_LINE = re.compile(r"(?:^|\n)[ \t]*\**(?:final )?answer\**\s*:\**[ \t]*([^\n]+)", re.IGNORECASE)
 _DOLLARS = re.compile(r"(?<!\\)\$+([^$]+?)(?<!\\)\$+")
 _NUMBERS = re.compile(r"(?<![_^])[0-9]|[+*/]")
 _NUMBER = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?")
-_BARE_BOX = re.compile(r"\\boxed\s+([^\s{$.]+)")  # \boxed 5, in solutions of MATH
 _GSM8K_ANSWER = re.compile(r"####[ \t]*([^\n]+)")
 
 
@@ -104,9 +103,10 @@ class Maths(Prompted):
 
     def imported(self, problem_id: str, prompt: Prompt, answer: str | None) -> Problem:
         """The prompt as it was; the answer as the data sets of `path` write it."""
-        reference = _reference_answer(answer or "")
-        if not reference:
-            raise ValueError("the answer is empty; import with --domain ungraded if there is none")
+        try:
+            reference = reference_answer(answer)
+        except ValueError as error:
+            raise ValueError(f"{error}; --domain ungraded takes responses without a reference answer") from None
         return Problem(problem_id=problem_id, domain=self.name, prompt=prompt, answer=reference)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
@@ -163,18 +163,13 @@ class Maths(Prompted):
         where = f"domain.path {path!r}, row {number}"
         text = _column(row, self.problem_column, _PROBLEM_COLUMNS, "problem_column", where)
         answer = _column(row, self.answer_column, _ANSWER_COLUMNS, "answer_column", where)
-        if isinstance(answer, dict):  # verl's reward_model: {"ground_truth": ..., "style": "rule"}
-            answer = answer.get("ground_truth")
-        answer = "" if answer is None else _reference_answer(str(answer))
-        if not answer:
+        try:
+            answer = reference_answer(answer)
+        except ValueError as error:
             raise ValueError(
-                f"{where}: the answer is empty; remove the row or give it one, or leave it out by domain.unusable: drop"
-            )
-        if len(answer) > _MAX_ANSWER_CHARACTERS:
-            raise ValueError(
-                f"{where}: the answer has {len(answer)} characters, and responses are read up to "
-                f"{_MAX_ANSWER_CHARACTERS}; it must be an answer, or a solution with one in \\boxed{{}} or after ####"
-            )
+                f"{where}: {error}; give the row an answer, name its column by domain.answer_column, or leave it "
+                "out by domain.unusable: drop"
+            ) from None
         content = json.dumps([text, answer], sort_keys=True)
         stable_id = _identifier(row, id_column) if id_column else hashlib.sha256(content.encode()).hexdigest()[:16]
         if not stable_id:
@@ -200,12 +195,12 @@ def final_answer(response: str) -> str | None:
         candidates = _ANSWER_LINE.findall(response) or _GSM8K_ANSWER.findall(response)
     different = {"".join(answer.split()): answer for text in candidates for answer in _answers(text)}
     answer = different.popitem()[1] if len(different) == 1 else ""
-    return answer if 0 < len(answer) <= _MAX_ANSWER_CHARACTERS else None
+    return answer if 0 < len(answer) <= MAX_CHARACTERS else None
 
 
 def _answers(text: str) -> list[str]:
     """The answers that a box or an answer line names: more than one if it says `$5$ or $3$`, or `5 = 3`."""
-    if len(text) > 4 * _MAX_ANSWER_CHARACTERS:
+    if len(text) > 4 * MAX_CHARACTERS:
         return [text]
     found = [_trimmed(part) for part in _DOLLARS.findall(text)]
     around = _DOLLARS.sub("", text)
@@ -232,16 +227,8 @@ def _boxed(text: str) -> Iterable[str]:
             open_braces.append(found.end() if found.group() != "{" else None)
         elif open_braces:
             start = open_braces.pop()
-            if start is not None and found.start() - start <= 4 * _MAX_ANSWER_CHARACTERS:
+            if start is not None and found.start() - start <= 4 * MAX_CHARACTERS:
                 yield text[start : found.start()]
-
-
-def _reference_answer(text: str) -> str:
-    """A data set's own answer: what follows #### (GSM8K), what is boxed in a solution, or the text itself."""
-    if found := _GSM8K_ANSWER.findall(text):
-        return found[-1].strip().replace(",", "")
-    boxed = [*_BARE_BOX.findall(text), *_boxed(text)]
-    return boxed[-1].strip() if boxed else text.strip()
 
 
 def _unique_column(rows: Sequence[dict[str, Any]]) -> str | None:
