@@ -84,6 +84,7 @@ class Maths(Prompted):
         return self.model_copy(update={name: type(self).model_fields[name].default for name in ours} | {"path": path})
 
     def _splits(self) -> tuple[list[Problem], list[Problem]]:
+        """Training and held-out problems; where two files use the same ids, such as 0, 1, 2, held-out ones say so."""
         problems = self._read(self.path, self.subset, self.split, self.filters)
         if self.heldout_path is None and self.heldout_split is None:
             train, heldout = (
@@ -94,10 +95,14 @@ class Maths(Prompted):
         path = self.heldout_path or self.path
         subset = self.heldout_subset if self.heldout_path else self.heldout_subset or self.subset
         heldout = self._read(path, subset, self.heldout_split, {})
-        if common := {p.problem_id for p in problems} & {p.problem_id for p in heldout}:
+        asked = {problem.problem_id: problem.prompt for problem in problems}
+        if any(asked.get(problem.problem_id, problem.prompt) != problem.prompt for problem in heldout):
+            heldout = [p.model_copy(update={"problem_id": f"heldout-{p.problem_id}"}) for p in heldout]
+        if self.unusable == "refuse" and (common := asked.keys() & {p.problem_id for p in heldout}):
             raise ValueError(
                 f"domain.heldout_path {path!r} shares {len(common)} problem_ids with domain.path "
-                f"{self.path!r}, such as {min(common)!r}; the two files must hold different problems"
+                f"{self.path!r}, such as {min(common)!r}; the two must hold different problems: remove them from one, "
+                "or leave them out of training by domain.unusable: drop"
             )
         return problems, heldout
 
@@ -167,8 +172,8 @@ class Maths(Prompted):
             answer = reference_answer(answer)
         except ValueError as error:
             raise ValueError(
-                f"{where}: {error}; give the row an answer, name its column by domain.answer_column, or leave it "
-                "out by domain.unusable: drop"
+                f"{where}: {error}; remove the row, give it an answer or name its column by domain.answer_column, or "
+                "leave such rows out by domain.unusable: drop"
             ) from None
         content = json.dumps([text, answer], sort_keys=True)
         stable_id = _identifier(row, id_column) if id_column else hashlib.sha256(content.encode()).hexdigest()[:16]

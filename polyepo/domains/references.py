@@ -27,9 +27,9 @@ _COMMAND = re.compile(r"\\[a-zA-Z]+")
 
 # In lower case, without marks and commands around. "No solution" and "none of these" are answers.
 _PLACEHOLDER = re.compile(
-    r"(?:a )?proof(?: omitted| problem| question| required)?|proved|q\.?e\.?d|\\(?:black)?square|n[./]a|"
-    r"(?:no|not)[ _-]?(?:found|available|applicable|provided|given|answer)|none|null|nan|unknown|missing|answer|solution|"
-    r"omitted|todo|tbd|answers? (?:may |will )?var(?:y|ies)|略|证明略|见解析|[-–—?….∎□■_/*]+"
+    r"(?:(?:a )?proof(?: omitted| problem| question| required)?|proved|q\.?e\.?d|\\(?:black)?square|n[./]a|"
+    r"(?:no|not)[ _-]?(?:found|available|applicable|provided|given|answer)|none|null|nan|unknown|missing|answer|"
+    r"solution|omitted|todo|tbd|answers? (?:may |will )?var(?:y|ies)|略|证明略|见解析|[-–—?….∎□■_/*]+)[ .]*"
 )
 _ELSEWHERE = re.compile(
     r"!\[[^\]]*\]\(|<img\b|\bhttps?://|\\includegraphics\b|^\W*(?:see|refer to|as (?:shown|above|below)|shown above)\b",
@@ -185,7 +185,7 @@ def _check(answer: str) -> None:
             "answer, or a solution with one in \\boxed{} or after ####"
         )
     plain = _TEXT_COMMAND.sub(r"\1", answer).strip("$*_` \n!()[]{}").casefold()
-    if _PLACEHOLDER.fullmatch(plain) or _PLACEHOLDER.fullmatch(plain.rstrip(" .")):
+    if _PLACEHOLDER.fullmatch(plain):
         raise ValueError(f"the answer {answer!r} is a placeholder")
     if _ELSEWHERE.search(answer):
         raise ValueError(f"the answer {answer!r} is to be found elsewhere")
