@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from polyepo.conversations import is_conversation, messages
 from polyepo.domains.base import Problem, Prompt, Split, Strategy, Verdict
 from polyepo.domains.dataset import ColumnFilter, read_rows, value_at
 from polyepo.domains.equivalence import EquivalencePool
@@ -182,12 +183,11 @@ class Maths(Prompted):
         prompt: Prompt
         if isinstance(text, str) and text.strip():
             prompt = self.put(text)
-        elif (
-            isinstance(text, list)
-            and text
-            and all(isinstance(m, dict) and "role" in m and "content" in m for m in text)
-        ):
-            prompt = [{"role": str(m["role"]), "content": str(m["content"])} for m in text]
+        elif is_conversation(text):
+            try:
+                prompt = messages(text)
+            except ValueError as error:
+                raise ValueError(f"{where}: the problem's {error}") from None
         else:
             raise ValueError(f"{where}: the problem must be text or chat messages with role and content, not {text!r}")
         return Problem(problem_id=stable_id, domain=self.name, prompt=prompt, answer=answer)
