@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from polyepo.conversations import asked_and_answered, is_conversation, is_parts, messages, spoken, text
 from polyepo.domains.base import Prompt
+from polyepo.domains.dataset import value_at
+from polyepo.domains.references import number_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Format = Literal["auto", "verl", "trl", "generic"]
 
-# What columns are usually called, first match wins.
+# What columns are usually called, first match wins; dots reach into nested columns.
 _KNOWN = {
-    "problem": ("problem", "question", "prompt", "input", "query", "numbers"),
-    "response": ("response", "responses", "completion", "completions", "output", "outputs", "generations", "samples"),
-    "answer": ("answer", "gold_answer", "expected_answer", "ground_truth", "gt", "gts"),
+    "problem": (
+        "problem", "question", "prompt", "input", "query", "numbers",
+        "doc.problem", "doc.question", "responses_create_params.input", "messages",  # lm-eval, NeMo Gym, chats
+    ),
+    "response": (
+        "response", "responses", "completion", "completions", "output", "outputs", "generations", "samples",
+        "resps", "filtered_resps",
+    ),
+    "answer": (
+        "answer", "gold_answer", "expected_answer", "ground_truth", "gt", "gts", "reward_model.ground_truth", "target"
+    ),
     "reward": ("reward", "rewards", "score", "scores", "is_correct", "correct"),
     "id": ("problem_id", "unique_id"),
     "step": ("step",),
     "advantage": ("advantage", "advantages"),
-}
+}  # fmt: skip
 FIELDS = tuple(_KNOWN)
 _MAX_STEP = 2**31 - 1
 
@@ -92,17 +103,32 @@ def read_responses(path: Path, form: Format, columns: Columns) -> Iterator[Impor
         ValueError: the file cannot be read at all.
     """
     rows = 0
+    filters: dict[str, Any] = {}
     for number, row in _rows(path):
         rows += 1
         if isinstance(row, str):
             yield BadRow(path.name, number, row)
             continue
         try:
+            _check_filter(row, filters)
             yield from list(_responses(path.name, number, row, *_named(row, form, columns)))
         except _RowError as error:
             yield BadRow(path.name, number, str(error))
+        except RecursionError:
+            yield BadRow(path.name, number, "lists in lists, too deep to read")
     if not rows:
         raise ValueError(f"{str(path)!r} holds no rows")
+
+
+def _check_filter(row: dict[str, Any], filters: dict[str, Any]) -> None:
+    """lm-eval writes a document's responses once for each of its filters; they are taken once."""
+    if "resps" in row and "doc_id" in row:
+        first = filters.setdefault(str(row["doc_id"]), row.get("filter"))
+        if first != row.get("filter"):
+            raise _RowError(
+                f"these responses were read under filter {first!r} already; a file without the rows of that one has "
+                f"those of {_shown(row.get('filter'))}"
+            )
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -167,8 +193,10 @@ def _named(row: dict[str, Any], form: Format, columns: Columns) -> tuple[Format,
         # One column per reward function, named after it. Numbers that users log besides look the same: --map reward=.
         numbers = [c for c, v in row.items() if c not in ("step", "advantage") and _is_number(v)]
         names = {"problem": ["prompt"], "response": ["completion"], "reward": numbers, **names}
+    if "response" not in names and "messages" in row and not any(_has(row, name) for name in _KNOWN["response"]):
+        names = {"problem": ["messages"], "response": ["messages"], **names}
     for what, known in _KNOWN.items():
-        found = next((column for column in known if column in row), None)
+        found = next((column for column in known if _has(row, column)), None)
         if what not in names and found is not None:
             names[what] = [found]
     for what in ("problem", "response"):
@@ -181,92 +209,135 @@ def _responses(
     file: str, number: int, row: dict[str, Any], form: Format, names: dict[str, list[str]]
 ) -> Iterator[ImportedResponse]:
     values = {what: [_reach(row, column) for column in columns] for what, columns in names.items()}
-    prompt = _prompt(values["problem"][0])
-    found = values["response"]
-    rewards = values.get("reward", [])
-    if form == "trl":  # a reward function that does not apply to a response says None, which TRL logs as NaN
-        rewards = [None if isinstance(reward, float) and math.isnan(reward) else reward for reward in rewards]
-    if len(found) == 1 and isinstance(found[0], dict):  # numbered texts, such as {"1": ..., "2": ...}
-        found = [[text for text in found[0].values() if text is not None]]
-    if len(found) == 1 and isinstance(found[0], list) and not _is_messages(found[0]):
-        found = found[0]
-        rewards = rewards[0] if rewards and isinstance(rewards[0], list) else rewards
-    elif len(found) == 1 and len(rewards) > 1:
-        # TRL adds up its reward functions; weights other than 1 are not in its tables.
-        given = [_reward(reward) for reward in rewards if reward is not None]
-        rewards = [sum(given) if given else None]
-    if rewards and len(rewards) != len(found):
-        raise _RowError(f"{len(found)} responses but {len(rewards)} rewards")
-    answer = _one(values, "answer")
+    problem = _one(values, "problem")
+    if names["problem"] == names["response"] and is_conversation(problem):  # all of it in one column
+        problem, values["response"] = asked_and_answered(problem)[0], [asked_and_answered(problem)[1]]
+    columns = [_several(value) for value in values["response"]]
+    found = [response for column in columns for response in column]
+    if not found:
+        raise _RowError("the list of responses is empty")
+    rewards = _numbers("reward", values, columns, nan_is_none=form == "trl")
+    advantages = _numbers("advantage", values, columns)
     step = _whole(_one(values, "step"))
     if step is not None and not (_is_number(step) and isinstance(step, int) and 0 <= step <= _MAX_STEP):
         raise _RowError(f"step must be a whole number up to {_MAX_STEP}, but is {_shown(step)}")
-    if not found:
-        raise _RowError("the list of responses is empty")
-    advantages = values.get("advantage", [])
-    for i, response in enumerate(found):
+    prompt = _prompt(problem)
+    answer = _answer(_one(values, "answer"))
+    problem_id = _problem_id(_one(values, "id"))
+    for response, reward, advantage in zip(found, rewards, advantages, strict=True):
         yield ImportedResponse(
             file=file,
             row=number,
             step=1 if step is None else step,
-            problem_id=_problem_id(_one(values, "id")),
+            problem_id=problem_id,
             prompt=prompt,
-            answer=None if answer is None else _answer(answer),
+            answer=answer,
             response=_response(response),
-            reward=None if not rewards or rewards[i] is None else _reward(rewards[i]),
-            advantage=_reward(advantages[0]) if len(found) == 1 and advantages not in ([], [None]) else None,
+            reward=reward,
+            advantage=advantage,
         )
 
 
+def _numbers(
+    what: str, values: dict[str, list[Any]], responses: list[list[Any]], nan_is_none: bool = False
+) -> list[float | None]:
+    """A reward (or advantage) per response; what several columns say of one column of responses is added up."""
+    given = [_several(value) for value in values.get(what, [])]
+    if nan_is_none:  # a reward function that does not apply to a response says None, which TRL logs as NaN
+        given = [[None if isinstance(n, float) and math.isnan(n) else n for n in column] for column in given]
+    if len(responses) > 1:  # a column of rewards for each column of responses
+        given = [[number for column in given for number in column]]
+    num_responses = sum(map(len, responses))
+    numbers: list[float | None] = [None] * num_responses
+    for column in given:
+        if column in ([], [None]):  # not known for this row
+            continue
+        if len(column) != num_responses:
+            raise _RowError(f"{num_responses} responses but {len(column)} {what}s; --map {what}= leaves them out")
+        # TRL adds up its reward functions; weights other than 1 are not in its tables.
+        numbers = [n if m is None else _reward(m) + (n or 0.0) for n, m in zip(numbers, column, strict=True)]
+    return numbers
+
+
+def _several(value: Any) -> list[Any]:
+    """What a column holds for each response: lists in lists are one after the other, a conversation is one."""
+    if isinstance(value, dict) and isinstance(value.get("output"), list):  # a reply of OpenAI's Responses API
+        return _several(value["output"])
+    if isinstance(value, dict) and is_conversation([value]):
+        return [[value]]
+    if isinstance(value, dict) and all(str(key).isdigit() for key in value):  # numbered, such as {"1": ..., "2": ...}
+        return [item for item in value.values() if item is not None]
+    if isinstance(value, list) and not is_conversation(value) and not is_parts(value):
+        return [one for item in value for one in _several(item)]
+    return [value]
+
+
+def _has(row: dict[str, Any], column: str) -> bool:
+    try:
+        value_at(row, column)
+    except KeyError:
+        return False
+    return True
+
+
 def _reach(row: Any, column: str) -> Any:
-    """The value of a column; dots reach into nested ones and lists of them. A column's own name may have a dot."""
+    """The value of a column; dots reach into nested ones and lists of them. A column's own name may have a dot.
+
+    What the turns of a conversation say is known only together with who says it: their content is the conversation.
+    """
     if isinstance(row, dict) and column in row:
         return row[column]
+    first, dot, rest = column.partition(".")
+    if first == "content" and is_conversation(row):
+        return row
     if isinstance(row, list):
         return [_reach(item, column) for item in row]
-    first, dot, rest = column.partition(".")
     if dot and isinstance(row, dict) and first in row:
         return _reach(row[first], rest)
     raise _RowError(f"no column {column!r}")
 
 
 def _one(values: dict[str, list[Any]], what: str) -> Any:
-    return values[what][0] if values.get(what) else None
+    """The value of a field that a row has once; a list of one is its element."""
+    value = values[what][0] if values.get(what) else None
+    while isinstance(value, list) and len(value) == 1 and not is_conversation(value):
+        value = value[0]
+    return value
 
 
 def _prompt(value: Any) -> Prompt:
     if isinstance(value, str) and value.strip():
         return _text(value)
-    if _is_messages(value):
-        return [{"role": _text(str(message["role"])), "content": _content(message)} for message in value]
+    if is_conversation(value):
+        try:
+            return [{name: _text(said) for name, said in message.items()} for message in messages(value)]
+        except ValueError as error:
+            raise _RowError(f"the problem cannot be read: {error}") from None
     raise _RowError(f"the problem must be text or chat messages, but is {_shown(value)}")
 
 
 def _response(value: Any) -> str:
-    if _is_messages(value):
-        return "\n".join(map(_content, value))
-    if not isinstance(value, str):
-        raise _RowError(f"a response must be text, but is {_shown(value)}")
-    return _text(value)
+    if value is None:
+        raise _RowError("a response must be text, but is None")
+    try:
+        return _text(spoken(value) if is_conversation(value) else text(value))
+    except _RowError:
+        raise
+    except ValueError as error:
+        raise _RowError(f"a response must be text, but is {_shown(value)}: {error}") from None
 
 
-def _content(message: dict[str, Any]) -> str:
-    """The text of a chat message: nothing if it only calls tools, the parts together if it has parts."""
-    content = message["content"]
-    if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
-        content = "".join(part["text"] for part in content)
-    if content is not None and not isinstance(content, str):
-        raise _RowError(f"a chat message's content must be text, but is {_shown(content)}")
-    return _text(content or "")
-
-
-def _answer(value: Any) -> str:
-    value = _whole(value)
+def _answer(value: Any) -> str | None:
+    """As text; several answers as JSON, which is how data sets write them."""
+    if value is None:
+        return None
+    if isinstance(value, list) and value:
+        return json.dumps([_answer(item) for item in value], ensure_ascii=False)
     if not isinstance(value, str | int) and not (isinstance(value, float) and math.isfinite(value)):
         raise _RowError(
             f"the answer must be text or a number, but is {_shown(value)}; --map answer= leaves answers out"
         )
-    return _text(str(value))
+    return _text(number_text(value) if isinstance(value, float) else str(value))
 
 
 def _problem_id(value: Any) -> str | None:
@@ -301,15 +372,6 @@ def _text(value: str) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_messages(value: Any) -> bool:
-    return (
-        isinstance(value, Sequence)
-        and not isinstance(value, str)
-        and len(value) > 0
-        and all(isinstance(m, dict) and "role" in m and "content" in m for m in value)
-    )
 
 
 def _shown(value: Any) -> str:

@@ -12,11 +12,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from polyepo.conversations import is_conversation, messages
 from polyepo.domains.base import Problem, Prompt, Split, Strategy, Verdict
 from polyepo.domains.dataset import ColumnFilter, read_rows, value_at
 from polyepo.domains.equivalence import EquivalencePool
 from polyepo.domains.leakage import leaks
 from polyepo.domains.prompted import Prompted
+from polyepo.domains.references import MAX_CHARACTERS, reference_answer
 from polyepo.domains.text import split_problems
 
 _log = logging.getLogger(__name__)
@@ -24,12 +26,10 @@ _log = logging.getLogger(__name__)
 _PROBLEM_COLUMNS = ("problem", "question", "prompt")
 _ANSWER_COLUMNS = ("answer", "final_answer", "expected_answer", "solution", "reward_model")
 _ID_COLUMNS = ("unique_id", "problem_id", "id", "extra_info")
-_MAX_ANSWER_CHARACTERS = 200
 _ANSWER_LINE = re.compile(r"(?:^|\n)[ \t]*\**(?:final )?answer\**\s*:\**[ \t]*([^\n]+)", re.IGNORECASE)
 _DOLLARS = re.compile(r"(?<!\\)\$+([^$]+?)(?<!\\)\$+")
 _NUMBERS = re.compile(r"(?<![_^])[0-9]|[+*/]")
 _NUMBER = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?")
-_BARE_BOX = re.compile(r"\\boxed\s+([^\s{$.]+)")  # \boxed 5, in solutions of MATH
 _GSM8K_ANSWER = re.compile(r"####[ \t]*([^\n]+)")
 
 
@@ -85,6 +85,7 @@ class Maths(Prompted):
         return self.model_copy(update={name: type(self).model_fields[name].default for name in ours} | {"path": path})
 
     def _splits(self) -> tuple[list[Problem], list[Problem]]:
+        """Training and held-out problems; where two files use the same ids, such as 0, 1, 2, held-out ones say so."""
         problems = self._read(self.path, self.subset, self.split, self.filters)
         if self.heldout_path is None and self.heldout_split is None:
             train, heldout = (
@@ -95,18 +96,23 @@ class Maths(Prompted):
         path = self.heldout_path or self.path
         subset = self.heldout_subset if self.heldout_path else self.heldout_subset or self.subset
         heldout = self._read(path, subset, self.heldout_split, {})
-        if common := {p.problem_id for p in problems} & {p.problem_id for p in heldout}:
+        asked = {problem.problem_id: problem.prompt for problem in problems}
+        if any(asked.get(problem.problem_id, problem.prompt) != problem.prompt for problem in heldout):
+            heldout = [p.model_copy(update={"problem_id": f"heldout-{p.problem_id}"}) for p in heldout]
+        if self.unusable == "refuse" and (common := asked.keys() & {p.problem_id for p in heldout}):
             raise ValueError(
                 f"domain.heldout_path {path!r} shares {len(common)} problem_ids with domain.path "
-                f"{self.path!r}, such as {min(common)!r}; the two files must hold different problems"
+                f"{self.path!r}, such as {min(common)!r}; the two must hold different problems: remove them from one, "
+                "or leave them out of training by domain.unusable: drop"
             )
         return problems, heldout
 
     def imported(self, problem_id: str, prompt: Prompt, answer: str | None) -> Problem:
         """The prompt as it was; the answer as the data sets of `path` write it."""
-        reference = _reference_answer(answer or "")
-        if not reference:
-            raise ValueError("the answer is empty; import with --domain ungraded if there is none")
+        try:
+            reference = reference_answer(answer)
+        except ValueError as error:
+            raise ValueError(f"{error}; --domain ungraded takes responses without a reference answer") from None
         return Problem(problem_id=problem_id, domain=self.name, prompt=prompt, answer=reference)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
@@ -163,18 +169,13 @@ class Maths(Prompted):
         where = f"domain.path {path!r}, row {number}"
         text = _column(row, self.problem_column, _PROBLEM_COLUMNS, "problem_column", where)
         answer = _column(row, self.answer_column, _ANSWER_COLUMNS, "answer_column", where)
-        if isinstance(answer, dict):  # verl's reward_model: {"ground_truth": ..., "style": "rule"}
-            answer = answer.get("ground_truth")
-        answer = "" if answer is None else _reference_answer(str(answer))
-        if not answer:
+        try:
+            answer = reference_answer(answer)
+        except ValueError as error:
             raise ValueError(
-                f"{where}: the answer is empty; remove the row or give it one, or leave it out by domain.unusable: drop"
-            )
-        if len(answer) > _MAX_ANSWER_CHARACTERS:
-            raise ValueError(
-                f"{where}: the answer has {len(answer)} characters, and responses are read up to "
-                f"{_MAX_ANSWER_CHARACTERS}; it must be an answer, or a solution with one in \\boxed{{}} or after ####"
-            )
+                f"{where}: {error}; remove the row, give it an answer or name its column by domain.answer_column, or "
+                "leave such rows out by domain.unusable: drop"
+            ) from None
         content = json.dumps([text, answer], sort_keys=True)
         stable_id = _identifier(row, id_column) if id_column else hashlib.sha256(content.encode()).hexdigest()[:16]
         if not stable_id:
@@ -182,12 +183,11 @@ class Maths(Prompted):
         prompt: Prompt
         if isinstance(text, str) and text.strip():
             prompt = self.put(text)
-        elif (
-            isinstance(text, list)
-            and text
-            and all(isinstance(m, dict) and "role" in m and "content" in m for m in text)
-        ):
-            prompt = [{"role": str(m["role"]), "content": str(m["content"])} for m in text]
+        elif is_conversation(text):
+            try:
+                prompt = messages(text)
+            except ValueError as error:
+                raise ValueError(f"{where}: the problem's {error}") from None
         else:
             raise ValueError(f"{where}: the problem must be text or chat messages with role and content, not {text!r}")
         return Problem(problem_id=stable_id, domain=self.name, prompt=prompt, answer=answer)
@@ -200,12 +200,12 @@ def final_answer(response: str) -> str | None:
         candidates = _ANSWER_LINE.findall(response) or _GSM8K_ANSWER.findall(response)
     different = {"".join(answer.split()): answer for text in candidates for answer in _answers(text)}
     answer = different.popitem()[1] if len(different) == 1 else ""
-    return answer if 0 < len(answer) <= _MAX_ANSWER_CHARACTERS else None
+    return answer if 0 < len(answer) <= MAX_CHARACTERS else None
 
 
 def _answers(text: str) -> list[str]:
     """The answers that a box or an answer line names: more than one if it says `$5$ or $3$`, or `5 = 3`."""
-    if len(text) > 4 * _MAX_ANSWER_CHARACTERS:
+    if len(text) > 4 * MAX_CHARACTERS:
         return [text]
     found = [_trimmed(part) for part in _DOLLARS.findall(text)]
     around = _DOLLARS.sub("", text)
@@ -232,16 +232,8 @@ def _boxed(text: str) -> Iterable[str]:
             open_braces.append(found.end() if found.group() != "{" else None)
         elif open_braces:
             start = open_braces.pop()
-            if start is not None and found.start() - start <= 4 * _MAX_ANSWER_CHARACTERS:
+            if start is not None and found.start() - start <= 4 * MAX_CHARACTERS:
                 yield text[start : found.start()]
-
-
-def _reference_answer(text: str) -> str:
-    """A data set's own answer: what follows #### (GSM8K), what is boxed in a solution, or the text itself."""
-    if found := _GSM8K_ANSWER.findall(text):
-        return found[-1].strip().replace(",", "")
-    boxed = [*_BARE_BOX.findall(text), *_boxed(text)]
-    return boxed[-1].strip() if boxed else text.strip()
 
 
 def _unique_column(rows: Sequence[dict[str, Any]]) -> str | None:

@@ -115,7 +115,7 @@ def test_chat_messages_without_text(tmp_path):
     image = [{"role": "user", "content": [{"type": "image"}]}]
     path = lines(tmp_path / "x.jsonl", {"prompt": ask, "response": call}, {"prompt": image, "response": "x"})
     good, bad = read_responses(path, "auto", NONE)
-    assert (good.prompt, good.response) == ([{"role": "user", "content": "2+2?"}], "\nfour")
+    assert (good.prompt, good.response) == ([{"role": "user", "content": "2+2?"}], "four")
     assert isinstance(bad, BadRow)
     assert "content must be text" in bad.reason
 
@@ -171,6 +171,193 @@ def test_lists_and_nested_columns(tmp_path):
     for wrong in (["problem"], ["nothing=x"], ["problem="], ["response=a", "response=b", "reward=c"]):
         with pytest.raises(ValueError, match="--map"):
             Columns.parse(wrong)
+
+
+ASK = {"role": "user", "content": "2+2?"}
+CALL = {"type": "function_call", "name": "add", "arguments": "{}", "call_id": "c"}
+RESULT = {"type": "function_call_output", "call_id": "c", "output": "prints \\boxed{9}"}
+THOUGHT = {"type": "reasoning", "id": "r", "summary": [], "content": [{"type": "reasoning_text", "text": "\\boxed{8}"}]}
+
+
+def says(text, role="assistant"):
+    return {"role": role, "content": text}
+
+
+def item(*texts):
+    parts = [{"type": "output_text", "text": text, "annotations": []} for text in texts]
+    return {"type": "message", "id": "m", "role": "assistant", "content": parts}
+
+
+@pytest.mark.parametrize(
+    ("completion", "response"),
+    [
+        ([says("four")], "four"),
+        (says("four"), "four"),
+        ([says("four", "model")], "four"),
+        ([says(""), says("prints 9", "tool"), says("four")], "four"),
+        ([says("let me see"), says("prints 9", "tool"), says("four")], "let me see\nfour"),
+        ([{"role": "assistant", "tool_calls": []}, says("prints 9", "function"), says("four")], "four"),
+        ([ASK, says("four")], "four"),
+        ([says("Be brief.", "system"), says("Be brief.", "developer"), ASK, says("four")], "four"),
+        ([says("five"), says("Are you sure?", "user"), says("four")], "five\nfour"),
+        ([says([{"type": "thinking", "thinking": "9"}, {"type": "text", "text": "four"}])], "four"),
+        ([says([{"type": "text", "text": "fo"}, {"type": "text", "text": "ur"}, {"type": "tool_use"}])], "four"),
+        ([{"type": "text", "text": "fo"}, {"type": "text", "text": "ur"}], "four"),
+        ([THOUGHT, item("fo", "ur")], "four"),
+        ([THOUGHT, item("let me see"), CALL, RESULT, THOUGHT, item("four")], "let me see\nfour"),
+        ({"id": "resp", "output": [THOUGHT, item("four")]}, "four"),
+        ([THOUGHT, CALL], ""),
+        ([[says("four")]], "four"),
+    ],
+)
+def test_only_what_the_assistant_says_is_the_response(tmp_path, completion, response):
+    path = lines(tmp_path / "x.jsonl", {"prompt": [ASK], "completion": completion, "answer": "4", "reward": [1.0]})
+    (found,) = read_responses(path, "auto", NONE)
+    assert (found.response, found.reward, found.prompt) == (response, 1.0, [ASK])
+
+
+@pytest.mark.parametrize(
+    ("completion", "said"),
+    [
+        ([ASK], "no turn is the assistant's, only user"),
+        ([says("prints 9", "tool"), ASK], "only tool, user"),
+        ([RESULT], "only tool"),
+        ([says([{"type": "image"}])], "content must be text"),
+        (None, "is None"),
+        ({"text": "four", "finish_reason": "stop"}, "must be text"),
+    ],
+)
+def test_completions_that_nobody_said(tmp_path, completion, said):
+    path = lines(tmp_path / "x.jsonl", {"prompt": [ASK], "completion": completion})
+    (found,) = read_responses(path, "auto", NONE)
+    assert isinstance(found, BadRow)
+    assert said in found.reason
+
+
+@pytest.mark.parametrize(
+    "column", ["response.output", "response.output.content", "response.output.content.text", "response"]
+)
+def test_replies_of_the_responses_api(tmp_path, column):
+    """As NeMo Gym stores them; no column need be named."""
+    record = {
+        "responses_create_params": {"input": [{**ASK, "type": "message"}]},
+        "response": {"id": "r", "output": [THOUGHT, item("So"), CALL, RESULT, item("four")]},
+        "reward": 1.0,
+        "expected_answer": "4",
+    }
+    path = lines(tmp_path / "x.jsonl", record)
+    for columns in (NONE, Columns.parse(["problem=responses_create_params.input", f"response={column}"])):
+        (found,) = read_responses(path, "auto", columns)
+        assert (found.prompt, found.response, found.answer, found.reward) == ([ASK], "So\nfour", "4", 1.0)
+    text = lines(tmp_path / "y.jsonl", {**record, "responses_create_params": {"input": "2+2?"}})
+    assert [row.prompt for row in read_responses(text, "auto", NONE)] == ["2+2?"]
+
+
+def test_whole_conversations(tmp_path):
+    """The response is what the assistant says after the last turn of the user's; what comes before is the prompt."""
+    shots = [says("Be brief.", "system"), says("1+1?", "user"), says("two"), ASK]
+    path = lines(
+        tmp_path / "x.jsonl",
+        {"messages": [*shots, says("four")], "answer": "4", "score": 1},
+        {"messages": [ASK, says("let me see"), says("prints 9", "tool"), says("four")], "question": "2+2?"},
+        {"messages": [ASK], "response": "four"},
+        {"messages": [ASK]},
+    )
+    *good, bad = read_responses(path, "auto", NONE)
+    assert [(row.prompt, row.response) for row in good] == [
+        (shots, "four"), ([ASK], "let me see\nfour"), ([ASK], "four"),
+    ]  # fmt: skip
+    assert "the list of responses is empty" in bad.reason
+    columns = Columns.parse(["problem=chat", "response=chat"])
+    named = lines(tmp_path / "y.jsonl", {"chat": [*shots, says("four")]})
+    assert [(row.prompt, row.response) for row in read_responses(named, "auto", columns)] == [(shots, "four")]
+
+
+@pytest.mark.parametrize(
+    ("resps", "rewards", "expected"),
+    [
+        ([["a", "b"]], None, [("a", None), ("b", None)]),
+        ([["a"], ["b"]], [[1], [0]], [("a", 1.0), ("b", 0.0)]),
+        ([["a"], ["b"]], [1, 0], [("a", 1.0), ("b", 0.0)]),
+        ([["a", "b"]], [[True, False]], [("a", 1.0), ("b", 0.0)]),
+        ([["a"]], [True], [("a", 1.0)]),
+        (["a"], [[0.5]], [("a", 0.5)]),
+        ("a", [[1]], [("a", 1.0)]),
+        ("a", [None], [("a", None)]),
+        (["a", "b"], [None, 1], [("a", None), ("b", 1.0)]),
+        (["a", "b"], None, [("a", None), ("b", None)]),
+        ([[says("a")], [says("b")]], [1, 0], [("a", 1.0), ("b", 0.0)]),
+    ],
+)
+def test_lists_in_lists_and_lists_of_one(tmp_path, resps, rewards, expected):
+    row = {"doc_id": 0, "doc": {"question": "q"}, "target": ["4"], "resps": resps, "reward": rewards, "step": [2]}
+    for name in ("resps", "filtered_resps"):
+        path = lines(tmp_path / "x.jsonl", {name if column == "resps" else column: v for column, v in row.items()})
+        found = list(read_responses(path, "auto", NONE))
+        assert [(r.response, r.reward) for r in found] == expected
+        assert {(r.prompt, r.answer, r.step) for r in found} == {("q", "4", 2)}
+
+
+def test_numbers_that_do_not_belong_to_the_responses(tmp_path):
+    rows = [
+        {"question": "q", "resps": [["a", "b"]], "reward": 1},
+        {"question": "q", "response": "a", "reward": [1, 0]},
+        {"question": "q", "responses": ["a", "b"], "advantage": [0.5]},
+        {"question": "q", "responses": ["a", "b"], "advantage": [0.5, -0.5]},
+    ]
+    path = lines(tmp_path / "x.jsonl", *rows)
+    one, two, three, *good = read_responses(path, "auto", NONE)
+    assert "2 responses but 1 rewards; --map reward= leaves them out" in one.reason
+    assert "1 responses but 2 rewards" in two.reason
+    assert "2 responses but 1 advantages; --map advantage= leaves them out" in three.reason
+    assert [row.advantage for row in good] == [0.5, -0.5]
+    remedied = list(read_responses(path, "auto", Columns.parse(["reward=", "advantage="])))
+    assert [(row.response, row.reward) for row in remedied] == [(r, None) for r in "abaabab"]
+    both = lines(tmp_path / "y.jsonl", {"question": "q", "responses": ["a", "b"], "r": [1, 0], "s": [0.5, 0.25]})
+    found = list(read_responses(both, "auto", Columns.parse(["reward=r", "reward=s"])))
+    assert [row.reward for row in found] == [1.5, 0.25]
+    each = lines(tmp_path / "z.jsonl", {"question": "q", "a": "x", "b": "y", "r": None, "s": [1]})
+    columns = Columns.parse(["response=a", "response=b", "reward=r", "reward=s"])
+    assert [row.reward for row in read_responses(each, "auto", columns)] == [None, 1.0]
+
+
+def test_responses_that_lm_eval_writes_once_for_each_filter(tmp_path):
+    row = {"doc": {"question": "q"}, "resps": [["a"]], "target": "4"}
+    rows = [{**row, "doc_id": i, "filter": name} for name in ("strict-match", "flexible-extract") for i in range(2)]
+    found = list(read_responses(lines(tmp_path / "x.jsonl", *rows), "auto", NONE))
+    assert [isinstance(row, BadRow) for row in found] == [False, False, True, True]
+    assert "under filter 'strict-match' already" in found[2].reason
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ([r"$\frac{1}{2}$"], r"$\frac{1}{2}$"),
+        ([r"$\frac{1}{2}$", "3"], r"\frac{1}{2}, 3"),
+        ([1, 2.5], "1, 2.5"),
+        (1e-5, "0.00001"),
+        (1e22, "1" + "0" * 22),
+        ("work\n#### 18", "18"),
+    ],
+)
+def test_answers_are_read_as_those_of_data_sets(tmp_path, answer, reference):
+    path = lines(tmp_path / "x.jsonl", {"question": "q", "answer": answer, "response": "r"})
+    take(tmp_path / "root", path)
+    assert rows(connect(str(tmp_path / "root")), "FROM problems")[0]["answer"] == reference
+
+
+def test_answers_that_no_verifier_can_use(tmp_path):
+    path = lines(tmp_path / "x.jsonl", {"question": "q", "answer": "proof", "response": "r", "reward": 1})
+    with pytest.raises(ConfigError, match=r"'proof' is a placeholder; --domain ungraded"):
+        take(tmp_path / "root", path)
+    assert take(tmp_path / "root", path, domain=Ungraded()).num_graded == 1
+
+
+def test_lists_that_are_too_deep(tmp_path):
+    deep = "[" * 600 + '"a"' + "]" * 600
+    path = lines(tmp_path / "x.jsonl", f'{{"question": "q", "response": {deep}}}')
+    (found,) = read_responses(path, "auto", NONE)
+    assert found.response == "a" if not isinstance(found, BadRow) else "deep" in found.reason
 
 
 MALFORMED = [
