@@ -49,15 +49,16 @@ class Maths(Prompted):
     split: str | None = Field(None, exclude_if=lambda split: split is None)
     """Of a data set; "train" if not given."""
     heldout_path: str | None = None
-    """Held-out problems, as `path`; a share of `path` if neither this nor `heldout_split` is given."""
+    """Held-out problems, as `path`; a share of `path` if neither this nor `heldout_split` is given. Where both use the
+    same ids for different problems, the held-out ones get `heldout-` before theirs."""
     heldout_subset: str | None = Field(None, exclude_if=lambda subset: subset is None)
     heldout_split: str | None = Field(None, exclude_if=lambda split: split is None)
     """Of `heldout_path`, or of `path` if there is none."""
     filters: dict[str, ColumnFilter] = Field({}, exclude_if=lambda filters: not filters)
     """Problems of `path` that stay, by column: {level: {min: 3}} or {subject: {values: [Algebra]}}."""
     unusable: Literal["refuse", "drop"] = Field("refuse", exclude_if=lambda choice: choice == "refuse")
-    """Rows without an answer, rows that repeat another, and training problems whose text is that of a held-out one:
-    refuse to start, or leave them out."""
+    """Rows without an answer to compare with, rows that repeat another, and training problems whose text is that of a
+    held-out one: refuse to start, or leave them out."""
     problem_column: str | None = None
     answer_column: str | None = None
     id_column: str | None = None
