@@ -65,7 +65,7 @@ def domain_suite(domain: AnyDomain, prompts: int, responses: int, seed: int) -> 
         if responses > 2:
             texts[int(rng.integers(responses))] = _GARBAGE[int(rng.integers(len(_GARBAGE)))]
         groups.append(Group(problem, texts))
-    truth = [cluster_by_strategy([domain.strategy(g.problem, text) for text in g.responses]) for g in groups]
+    truth = [cluster_by_strategy(found) for found in domain.strategies([(g.problem, g.responses) for g in groups])]
     return Suite(domain.name, domain, groups, truth)
 
 

@@ -96,7 +96,7 @@ def _verdicts(run: Run, step: int, rows: list[dict[str, Any]], domain: Domain) -
     problems = [run.problems[row["problem_id"]] for row in rows]
     verdicts = domain.verify_batch(problems, [row["response"] for row in rows])
     for row, verdict in zip(rows, verdicts, strict=True):
-        if not math.isfinite(verdict.reward):
+        if verdict.reward is not None and not math.isfinite(verdict.reward):
             raise ValueError(
                 f"reward of problem {row['problem_id']!r}, sample {row['sample']}, step {step} is {verdict.reward}; "
                 f"the verifier of domain {domain.name!r} must return finite numbers"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from polyepo.config import ConfigError, load_config, parse_config
-from polyepo.domains.maths import final_answer
+from polyepo.domains.answers import final_answer
 from polyepo.schemas import EVALS
 from storage import connect
 from tasks.evaluate import evaluate
