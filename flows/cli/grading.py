@@ -23,7 +23,7 @@ def grade_check(
     ] = "last",
 ) -> None:
     """Grade a table of references and responses as mathematics, and print where the reward is not the expected one."""
-    from flows.terminal import safe_text
+    from flows.views.terminal import safe_text
     from polyepo.domains import Maths
     from polyepo.grading import differences, parse_mapping, read_cases
 
