@@ -5,22 +5,14 @@ from __future__ import annotations
 from statistics import fmean
 
 from rich.console import Group
-from rich.text import Text
 
 from flows.views.summary import runs_named
-from flows.views.terminal import safe_text
+from flows.views.terminal import finding_line
 from polyepo.findings import Finding, HeldOut, Severity, training_findings
 from storage import open_store
 from tasks.runs.evaluations import HELDOUT, read_evaluation
 from tasks.runs.run import Run, open_run
 from tasks.runs.statistics import read_updates
-
-_SIGNS = {
-    Severity.FATAL: ("✗", "red"),
-    Severity.WARNING: ("!", "yellow"),
-    Severity.UNKNOWN: ("?", "yellow"),
-    Severity.NOTE: ("·", "dim"),
-}
 
 
 def run_findings(run: Run) -> list[Finding]:
@@ -52,17 +44,7 @@ def render(found: list[tuple[str, Finding]]) -> Group:
 
 def markdown(found: list[tuple[str, Finding]]) -> str:
     """The same as a markdown list."""
-    return "\n".join(f"- {_SIGNS[finding.severity][0]} {_about(where)}{finding}" for where, finding in found)
-
-
-def finding_line(finding: Finding, where: str = "") -> Text:
-    """A finding with its sign."""
-    sign, style = _SIGNS[finding.severity]
-    return Text.assemble((f"{sign} ", style), safe_text(f"{_about(where)}{finding}"))
-
-
-def _about(where: str) -> str:
-    return f"{where}: " if where else ""
+    return "\n".join(f"- {finding_line(finding, where)}" for where, finding in found)
 
 
 def _held_out(run: Run, last: int) -> HeldOut | None:

@@ -28,9 +28,7 @@ def training_findings(
         rows: of the updates table, one per step, ordered by step; the first or all but the last may be missing.
         heldout: the last held-out results beside the base model's.
     """
-    found = config_findings(config)
-    if rows:
-        found += _apply(_evidence(config, rows))
+    found = [*config_findings(config), *_apply(_evidence(config, rows))] if rows else []
     if heldout is not None:
         found += held_out_fell(config, heldout)
     return sorted(found, key=lambda finding: -finding.severity)
