@@ -8,17 +8,17 @@ from rich.console import Group
 
 from flows.views.summary import runs_named
 from flows.views.terminal import finding_line
-from polyepo.findings import Finding, HeldOut, Severity, training_findings
-from storage import open_store
+from polyepo.findings import RECENT, Finding, HeldOut, Severity, training_findings
 from tasks.runs.evaluations import HELDOUT, read_evaluation
 from tasks.runs.run import Run, open_run
 from tasks.runs.statistics import read_updates
 
 
 def run_findings(run: Run) -> list[Finding]:
-    """All findings about a run, worst first: from its update rows and its last held-out evaluation."""
+    """Findings about a run, worst first: from its first and last update rows and its last held-out evaluation."""
     last = max(run.store.steps(run.name, "updates"), default=0)
-    return training_findings(run.config, read_updates(run, range(1, last + 1)), _held_out(run, last))
+    ends = sorted({*range(1, min(RECENT, last) + 1), *range(max(1, last - RECENT + 1), last + 1)})
+    return training_findings(run.config, read_updates(run, ends), _held_out(run, last))
 
 
 def warnings(root: str, name: str) -> list[tuple[str, Finding]]:
@@ -49,7 +49,7 @@ def markdown(found: list[tuple[str, Finding]]) -> str:
 
 def _held_out(run: Run, last: int) -> HeldOut | None:
     """The newest held-out results beside the base model's, of the problems and samples that both have."""
-    evaluated = open_store(run.store.root).steps(run.name, "evals", (("benchmark", HELDOUT),), shard=0)
+    evaluated = run.store.steps(run.name, "evals", (("benchmark", HELDOUT),), shard=0)
     step = max((step for step in evaluated if step <= last), default=0)
     if not step:
         return None

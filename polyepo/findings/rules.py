@@ -34,9 +34,9 @@ def no_gradient(e: Evidence) -> Finding | None:
     }
     count, prompts = e.total("prompts_with_signal"), e.total("prompts")
     split = ", ".join(f"{number:,} {name}" for name, number in causes.items() if number)
-    said = "nothing was learnt" if not count else "next to nothing is learnt"
+    said = "next to nothing is learnt" if count else "nothing was learnt" if e.complete else "nothing is learnt"
     return Finding(
-        Severity.WARNING if count or not e.complete else Severity.FATAL,
+        Severity.WARNING if count else Severity.FATAL,
         f"{count:,} of {prompts:,} prompts had a gradient {e.when}, so {said} ({split})",
         _gradient_remedy(e, max(causes, key=lambda cause: causes[cause])),
     )

@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.plan import Device, _plan_run, findings, make_plan
 from flows.plan.amounts import PROCESS_BYTES, Problems, amounts, largest_micro_batch
-from flows.plan.model import ModelFacts, Shape, cache_bytes, load_model, micro_batch_bytes
+from flows.plan.facts import ModelFacts, Shape
+from flows.plan.model import cache_bytes, load_model, micro_batch_bytes
 from polyepo.config import SamplingConfig, UpdateConfig, parse_config
+from polyepo.findings import Severity
 from polyepo.judges import Group
 from polyepo.policy.model import Policy, micro_batches
 from polyepo.policy.update import Batch, update
@@ -181,8 +183,6 @@ def test_a_model_is_known_by_its_config_alone(tmp_path):
     assert found.num_parameters == real.num_parameters()
     assert found.weights == 2 * found.num_parameters
     assert found.positions == config.max_position_embeddings
-    plan = plan_of(policy={"warm_start": None, "model": str(tmp_path)})
-    assert plan.unknown == [f"lengths of the prompts: policy.model {str(tmp_path)!r} has no tokenizer with it"]
 
 
 def test_prompts_are_as_long_as_the_chat_template_makes_them(tmp_path):
@@ -191,16 +191,20 @@ def test_prompts_are_as_long_as_the_chat_template_makes_them(tmp_path):
         "{% for message in messages %}user {{ message.content }}{% endfor %}{% if deep %} think think{% endif %}"
     )
     tokenizer.save_pretrained(tmp_path)
-    small_models()[0].save_pretrained(tmp_path)
     rows = [{"problem": [{"role": "user", "content": f"number{i} 1"}], "answer": str(i)} for i in range(8)]
     (tmp_path / "problems.jsonl").write_text("\n".join(map(json.dumps, rows)))
     policy = {"warm_start": None, "model": str(tmp_path)}
     domain = {"name": "maths", "path": str(tmp_path / "problems.jsonl"), "heldout_fraction": 0.3}
     sampling = {"max_prompt_tokens": 4}
+    real = AutoModelForCausalLM.from_config(small_models()[0])
+    real.save_pretrained(tmp_path)
     assert plan_of(policy=policy, domain=domain, sampling=sampling).findings == []
     deep = plan_of(policy={**policy, "chat_template_kwargs": {"deep": True}}, domain=domain, sampling=sampling)
-    assert "8 prompts are empty or longer than sampling.max_prompt_tokens 4" in deep.findings[0].text
-    assert "has 5 tokens" in deep.findings[0].text
+    assert deep.findings[0].what == "domain: 8 prompts are longer than sampling.max_prompt_tokens 4"
+    assert deep.findings[0].remedy.startswith("raise it to 5 ")
+    longer = plan_of(policy={**policy, "chat_template_kwargs": {"deep": True}}, domain=domain,
+                     sampling={"max_prompt_tokens": 5})  # fmt: skip
+    assert longer.findings == []
 
 
 def test_a_model_that_is_not_at_hand_is_not_known(file):
@@ -253,7 +257,7 @@ FATAL = [
         {"sampling": {"max_response_tokens": 505}},
         "max_response_tokens 505 = 513 is more than the model's 512 positions",
     ),
-    ({"sampling": {"max_prompt_tokens": 3}}, "20 prompts are empty or longer than sampling.max_prompt_tokens 3"),
+    ({"sampling": {"max_prompt_tokens": 3}}, "20 prompts are longer than sampling.max_prompt_tokens 3"),
     ({"update": {"lr": 0.0}}, "update.lr 0"),
 ]
 UNWISE = [
@@ -262,8 +266,11 @@ UNWISE = [
     ({"judge": {**LLM, "price_per_million_input": None, "price_per_million_output": None, "max_cost": None}},
      "judge.price_per_million_input and price_per_million_output are not set"),
     ({"judge": {**LLM, "max_cost": None}}, "judge.max_cost is not set"),
-    ({"sampler": {"name": "vllm", "launch": {"python": "python"}}, "policy": {"device": "cuda"}},
-     "sampler.sleep false"),
+    ({"sampler": {"name": "vllm", "base_urls": ["http://127.0.0.1:1"], "weights_dir": "/"}},
+     "sampler.base_urls: 'http://127.0.0.1:1' does not answer"),
+    ({"sampler": {"name": "vllm", "base_urls": ["http://127.0.0.1:1"], "weights_dir": "no-such-folder"}},
+     "sampler.weights_dir 'no-such-folder' is no folder"),
+    ({"judge": LLM}, "judge.base_url 'http://127.0.0.1:1/v1' does not answer"),
     ({"judge": {**LLM, "max_cost": 1e-3}}, "judge.max_cost 0.001 stops the run"),
     ({"judge": {**LLM, "api_key_env": "NO_SUCH_KEY"}}, "NO_SUCH_KEY is not set"),
 ]  # fmt: skip
@@ -306,14 +313,14 @@ def test_memory_that_is_too_small_says_what_would_fit():
         return findings(config, problems, plan.model, plan.amounts, plan.memory, free)
 
     assert found(10 * plan.memory.peak) == []
-    assert [finding.fatal for finding in found(plan.memory.peak)] == [False]
+    assert [finding.severity for finding in found(plan.memory.peak)] == [Severity.WARNING]
     tight = found(plan.memory.peak - plan.memory.micro_batch // 2)
-    assert tight[0].fatal
-    assert "update.micro_batch_tokens 16384 should be at most 96" in tight[0].text
+    assert tight[0].severity == Severity.FATAL
+    assert tight[0].remedy == "update.micro_batch_tokens 16384 should be at most 96"
     held = plan.memory.weights + plan.memory.optimizer + PROCESS_BYTES
     crowded = found(held + int(8.5 * (plan.memory.cache_row + plan.memory.draw_row)))
-    assert all(finding.fatal for finding in crowded)
-    assert "sampling.batch_size 256 should be at most 8" in crowded[-1].text
+    assert all(finding.severity == Severity.FATAL for finding in crowded)
+    assert crowded[-1].remedy == "sampling.batch_size 256 should be at most 8"
 
 
 def test_a_disk_that_is_too_small(file, monkeypatch):
