@@ -51,13 +51,14 @@ def _gradient_remedy(e: Evidence, cause: str) -> str:
         return _grade_remedy(e)
     if e.constant_reward and e.over("reward_mean", 0.5):
         return _constant_remedy(e)
-    if cause == "one cluster" and e.uses_clusters:
+    if cause == "all wrong" and e.over("truncated_rate", 0.5):
+        return _length_remedy(e)
+    if cause == "all wrong" and _is_unparsed(e):
+        return _form_remedy(e)
+    # Right responses would not help where the judge sees one cluster whatever is sampled.
+    if one_cluster(e) or (cause == "one cluster" and e.uses_clusters):
         return _one_cluster_remedy(e)
-    if cause == "all wrong":
-        if e.over("truncated_rate", 0.5):
-            return _length_remedy(e)
-        return _form_remedy(e) if _is_unparsed(e) else _too_hard_remedy(e)
-    return _constant_remedy(e)
+    return _too_hard_remedy(e) if cause == "all wrong" else _constant_remedy(e)
 
 
 def _too_hard_remedy(e: Evidence) -> str:
@@ -92,9 +93,16 @@ def truncated(e: Evidence) -> Finding | None:
 
 def _length_remedy(e: Evidence) -> str:
     limit, rate = e.config.sampling.max_response_tokens, e.mean("truncated_rate") or 0
+    warm_start = e.config.policy.warm_start
+    ends = (
+        f"raise policy.warm_start.steps {warm_start.steps}"
+        if warm_start
+        else "start from a policy.model that was tuned to, with domain.chat: true if it is a chat model"
+    )
     return (
         f"sampling.max_response_tokens {limit} is too short for {rate:.0%} of them; raise it, to "
-        f"{limit * (4 if rate > 0.5 else 2)} say; if they run on at any length, policy.model does not end its answers"
+        f"{limit * (4 if rate > 0.5 else 2)} say; if they run on at any length, the policy does not end its answers: "
+        f"{ends}"
     )
 
 
@@ -389,7 +397,12 @@ def reward_fell(e: Evidence) -> Finding | None:
     """The policy has become worse at what it is trained for."""
     if e.start is None:
         return None
-    before, now = ([float(row["reward_mean"]) for row in rows] for rows in (e.start.rows, e.rows))
+    before, now = (
+        [float(row["reward_mean"]) for row in rows if row.get("reward_mean") is not None]
+        for rows in (e.start.rows, e.rows)
+    )
+    if min(len(before), len(now)) < RECENT // 2:
+        return None
     error = math.sqrt(stdev(before) ** 2 / len(before) + stdev(now) ** 2 / len(now))
     fall = fmean(before) - fmean(now)
     if fall <= max(_STANDARD_ERRORS * error, _FELL * abs(fmean(before))):
