@@ -11,7 +11,7 @@ from pathlib import Path
 from flows.plan.amounts import Amounts, Memory, Problems, amounts, memory
 from flows.plan.facts import MissingError, ModelFacts, UnknownError
 from flows.plan.findings import findings, gigabytes
-from flows.plan.surroundings import Device, check_root, find_device, surroundings
+from flows.plan.surroundings import Device, check_root, find_device, find_missing
 from polyepo.config import Config, RunConfig
 from polyepo.findings import Finding, Severity
 from tasks.runs.run import read_splits
@@ -74,7 +74,7 @@ def _plan_run(name: str, config: RunConfig) -> RunPlan:
     splits = read_splits(config)
     problems = Problems(splits["train"], splits["heldout"], None)
     device, found = find_device(config)
-    found += surroundings(config)
+    found += find_missing(config)
     tokenizer, model, held = None, None, None
     if not any(finding.severity == Severity.FATAL for finding in found):
         # Imported here: torch takes seconds, and is not needed to say that there is no such model.

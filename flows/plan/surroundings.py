@@ -19,6 +19,11 @@ from storage import StoreError, open_store
 
 _ANSWER_S = 5.0
 _START_S = 60.0
+_MODEL_FILES = {
+    "config.json": ["config.json"],
+    "weights (*.safetensors)": ["*.safetensors"],
+    "tokenizer": ["tokenizer*", "vocab.*"],
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Device:
     free: int | None
 
 
-def surroundings(config: RunConfig) -> list[Finding]:
+def find_missing(config: RunConfig) -> list[Finding]:
     """What is missing of all that a configuration names, but for its device and its model's content."""
     return [*_model_directory(config), *_judge(config), *_sampler(config)]
 
@@ -112,10 +117,10 @@ def _model_directory(config: RunConfig) -> Iterator[Finding]:
         return
     path = Path(model)
     if path.is_dir():
-        for pattern, lacks in (("config.json", "config.json"), ("*.safetensors", "weights (*.safetensors)")):
-            if not any(path.glob(pattern)):
-                what = f"policy.model {model!r} has no {lacks}: it is no Hugging Face model directory"
-                yield Finding(Severity.FATAL, what, "save the model there with save_pretrained, or name another")
+        for lacks, patterns in _MODEL_FILES.items():
+            if not any(found for pattern in patterns for found in path.glob(pattern)):
+                remedy = "save model and tokenizer there with save_pretrained, or name another directory"
+                yield Finding(Severity.FATAL, f"policy.model {model!r} has no {lacks} with it", remedy)
                 return
     # A hub id is a name, or an owner and a name.
     elif path.exists() or model.startswith((".", "/", "~")) or model.endswith("/") or model.count("/") > 1:

@@ -2,6 +2,11 @@
 
 import json
 import math
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +29,7 @@ from polyepo.judges import Group
 from polyepo.policy.model import Policy, micro_batches
 from polyepo.policy.update import Batch, update
 from polyepo.policy.warm_start import word_tokenizer
+from storage import open_store
 from tasks.evaluate import evaluate
 from tasks.runs.evaluations import parts, read_evaluation
 from tests.conftest import small_config
@@ -291,6 +297,145 @@ def test_what_is_unwise_is_named(file, changes, said):
     assert result.exit_code == 0, result.output
     assert said in result.output
     assert "✗" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ({"device": "cuda:99"}, "policy.device 'cuda:99': torch finds "),
+        ({"model": "./no-such-model"}, "policy.model './no-such-model': no such directory"),
+        ({"model": "/no/such/model"}, "policy.model '/no/such/model': no such directory"),
+        ({"model": "models/of/mine"}, "policy.model 'models/of/mine': no such directory"),
+        ({"model": "{here}/file"}, "file': no such directory"),
+        ({"model": "{here}/empty"}, "has no config.json"),
+        ({"model": "{here}/config-only"}, "has no weights (*.safetensors)"),
+        ({"model": "{here}/no-tokenizer"}, "has no tokenizer with it"),
+        ({"model": "{here}/unknown-kind"}, "is not at hand"),
+    ],
+    ids=str,
+)
+def test_what_is_not_there_does_not_fit(file, tmp_path, policy, said):
+    (tmp_path / "file").touch()
+    for folder in ("empty", "unknown-kind"):
+        (tmp_path / folder).mkdir()
+    small_models()[0].save_pretrained(tmp_path / "config-only")
+    AutoModelForCausalLM.from_config(small_models()[0]).save_pretrained(tmp_path / "no-tokenizer")
+    (tmp_path / "unknown-kind" / "config.json").write_text('{"model_type": "no-such-architecture"}')
+    (tmp_path / "unknown-kind" / "model.safetensors").touch()
+    word_tokenizer(["1"]).save_pretrained(tmp_path / "unknown-kind")
+    if "model" in policy:
+        policy = {"warm_start": None, "model": policy["model"].replace("{here}", str(tmp_path))}
+    result = cli(file(policy=policy))
+    assert result.exit_code == 1, result.output
+    line = next((line for line in result.output.splitlines() if said in line), result.output)
+    assert line.startswith("✗")
+    assert "it fits" not in result.output
+    assert "not known" not in result.output or "device" in policy
+
+
+def test_memory_that_nobody_can_tell_is_not_known(file, monkeypatch):
+    monkeypatch.setattr("flows.plan.surroundings._available_memory", lambda: None)
+    result = cli(file())
+    assert result.exit_code == 0, result.output
+    assert "? not known: how much memory of RAM is free" in result.output
+    assert "it fits" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (None, "is no program"),
+        ("exit 1", "has no vLLM"),
+        ("exit 0", None),
+    ],
+)
+def test_the_python_of_vllm_is_looked_at(file, tmp_path, script, said):
+    python = tmp_path / "python"
+    if script:
+        python.write_text(f"#!/bin/sh\n{script}\n")
+        python.chmod(0o755)
+    result = cli(file(sampler={"name": "vllm", "launch": {"python": str(python)}}))
+    assert result.exit_code == (1 if said else 0), result.output
+    assert ("✗ sampler.launch.python" in result.output) == bool(said)
+    assert (said or "it fits") in result.output
+
+
+def test_a_launched_server_that_keeps_its_memory_is_unwise(tmp_path):
+    found = plan_of(sampler={"name": "vllm", "launch": {"python": "python"}}, policy={"device": "auto"}).findings
+    assert any("sampler.sleep false" in finding.what for finding in found)
+
+
+@contextmanager
+def models_server(status, body):
+    """A judge's server that lists its models."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            keys.append(self.headers["Authorization"])
+            self.send_response(status if self.path == "/v1/models" else 404)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_):
+            pass
+
+    keys = []
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1", keys
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (200, '{"data": [{"id": "judge"}, {"id": "other"}]}', None),
+        (200, '{"data": [{"id": "other"}]}', "does not serve judge.model 'judge': it serves 'other'"),
+        (401, "{}", "refuses the API key (HTTP 401): name the variable"),
+        (404, "not here", None),
+        (200, "<html>", None),
+        (200, '{"data": null}', None),
+    ],
+)
+def test_a_judges_server_is_asked_for_its_models(monkeypatch, status, body, said):
+    monkeypatch.setenv("A_KEY", "secret")
+    with models_server(status, body) as (url, keys):
+        found = plan_of(judge={**LLM, "base_url": url, "api_key_env": "A_KEY"}).findings
+    assert keys == ["Bearer secret"]
+    assert [said in str(finding) for finding in found] == ([True] if said else [])
+    assert "secret" not in str(found)
+
+
+def test_a_root_that_cannot_be_written(file, tmp_path):
+    (tmp_path / "file").touch()
+    result = cli(file(), "--root", tmp_path / "file" / "root")
+    assert result.exit_code == 1
+    assert "is a file: choose another root" in result.output
+    result = cli(file(), "--root", "gs://bucket")
+    assert result.exit_code == 1
+    assert "✗ root 'gs://bucket' must be a local path or s3://bucket/prefix" in result.output
+
+
+def test_a_bucket_is_asked_whether_it_can_be_written(file, s3):
+    result = cli(file(), "--root", f"{s3}/plan")
+    assert result.exit_code == 0, result.output
+    assert "✓ it fits" in result.output
+    assert open_store(f"{s3}/plan").files.find("") == []
+    result = cli(file(), "--root", "s3://no-such-bucket/plan")
+    assert result.exit_code == 1
+    assert "✗ root 's3://no-such-bucket/plan'" in result.output
+    assert "the bucket does not exist: create it" in result.output
+
+
+def test_torch_is_not_loaded_to_say_that_there_is_no_model(file):
+    path = file(policy={"warm_start": None, "model": "/no/such/model", "device": "cpu"})
+    code = (
+        "import sys; from flows.plan import make_plan; from polyepo.config import load_config; "
+        f"plan = make_plan(load_config({str(path)!r}), 'run', 'artifacts'); "
+        "print(plan.fits, 'torch' in sys.modules, 'transformers' in sys.modules, 'prefect' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"] * 4
 
 
 @pytest.mark.parametrize("scoring", [{"set_size": 4}, {"set_size": 1}, {"num_sets": 1}])
