@@ -7,15 +7,34 @@ and the training flow show the second.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from polyepo.config import RunConfig
+from polyepo.findings import drift, rules
 from polyepo.findings.base import Finding, Severity, config_findings
 from polyepo.findings.evidence import MIN_PROMPTS, RECENT, Evidence, HeldOut
-from polyepo.findings.rules import RULES, held_out_fell, no_gradient
 
 __all__ = ["MIN_PROMPTS", "RECENT", "Finding", "HeldOut", "Severity", "config_findings", "training_findings"]
+
+_RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
+    rules.no_gradient,
+    rules.truncated,
+    rules.unparsed,
+    rules.constant_reward,
+    rules.ungraded,
+    rules.unlabelled,
+    rules.degenerate,
+    rules.one_cluster,
+    rules.own_clusters,
+    rules.sign_flips,
+    drift.entropy_gone,
+    drift.entropy_explodes,
+    drift.gradient_clipped,
+    drift.ratios_clipped,
+    drift.mismatch,
+    drift.reward_fell,
+)
 
 
 def training_findings(
@@ -30,7 +49,7 @@ def training_findings(
     """
     found = [*config_findings(config), *_apply(_evidence(config, rows))] if rows else []
     if heldout is not None:
-        found += held_out_fell(config, heldout)
+        found += drift.held_out_fell(config, heldout)
     return sorted(found, key=lambda finding: -finding.severity)
 
 
@@ -49,8 +68,8 @@ def _apply(recent: Evidence) -> Iterator[Finding]:
     """
     enough = recent.total("prompts") >= MIN_PROMPTS
     # A run that is over without a single gradient has learnt nothing, however short it was.
-    rules = RULES if enough else (no_gradient,) if recent.complete and recent.finished else ()
-    for rule in rules:
+    applied = _RULES if enough else (rules.no_gradient,) if recent.complete and recent.finished else ()
+    for rule in applied:
         now, ever = rule(recent), rule(recent.whole) if recent.whole else None
         if now and now.severity > Severity.NOTE:
             yield ever if ever and ever.severity >= now.severity else now
