@@ -15,8 +15,10 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from flows.progress import Progress, link_report, slug
+from flows.views import findings
 from flows.views.summary import markdown, summarize
 from polyepo.config import load_config
+from polyepo.findings import RECENT, Severity, training_findings
 from polyepo.samplers.vllm import stop_servers
 from tasks.checkpoint import checkpoint, warm_start
 from tasks.evaluate import evaluate
@@ -25,6 +27,7 @@ from tasks.runs.evaluations import evaluation_due
 from tasks.runs.models import warm_start_digest
 from tasks.runs.policies import check_prompts
 from tasks.runs.run import Run, checkpoint_due, create_or_resume
+from tasks.runs.statistics import read_updates
 from tasks.sample import sample
 from tasks.score import score
 from tasks.update import update
@@ -58,7 +61,8 @@ def train(config: str, run: str | None = None, root: str | None = None, settings
     progress.finish()
     link_report(root, run, list(prepared))
     if any(arm.config.evaluation for arm in prepared.values()):
-        create_markdown_artifact(markdown(summarize(root, run)), key=slug(f"{run}-summary"), description="Summary")
+        text = f"{markdown(summarize(root, run))}\n\n{findings.markdown(findings.warnings(root, run))}"
+        create_markdown_artifact(text, key=slug(f"{run}-summary"), description="Summary")
 
 
 def train_run(run: Run, progress: TrainingProgress) -> None:
@@ -104,11 +108,14 @@ class TrainingProgress(Progress):
     def __init__(self, run: str, total: int) -> None:
         super().__init__(run, total)
         self._rows: list[dict[str, Any]] = []
+        self._read: list[dict[str, Any]] = []
+        """Update rows of the run that goes on, for its findings: of its first and its latest steps."""
+        self._warned: set[str] = set()
 
     def advance(self, run: Run, step: int) -> None:
         """Count a finished step, and show it if it is time."""
         if step == 0:
-            self._rows = []
+            self._rows, self._read, self._warned = [], [], set()
             return
         self.done += 1
         if not self.is_time() and step != run.config.steps:
@@ -118,9 +125,21 @@ class TrainingProgress(Progress):
         self._rows = [*self._rows, shown][-self._ROWS :]
         self.say(
             f"{run.name} · step {step}/{run.config.steps} · reward {row['reward_mean']:.2f} · "
-            f"successful strategies {row['distinct_successful']:.1f}"
+            f"successful strategies {row['distinct_successful']:.1f}{self._warn(run, step)}"
         )
         create_table_artifact(self._rows, key=slug(f"{run.name}-steps"), description=f"{run.name}: latest steps")
+
+    def _warn(self, run: Run, step: int) -> str:
+        """What is wrong by the steps so far: in the log when it is found, and how much of it there is in the line."""
+        since = self._read[-1]["step"] if self._read else 0
+        self._read += read_updates(run, [s for s in range(since + 1, step + 1) if s <= RECENT or s > step - RECENT])
+        found = [f for f in training_findings(run.config, self._read) if f.severity > Severity.NOTE]
+        for finding in found:
+            # Its numbers change from step to step, and its remedy does not.
+            if finding.remedy not in self._warned:
+                self._warned.add(finding.remedy)
+                get_run_logger().warning("%s: %s", run.name, finding)
+        return f" · {found[0].what}" if found else ""
 
 
 def _ui_link(run: Run) -> str:

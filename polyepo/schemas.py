@@ -8,8 +8,8 @@ from __future__ import annotations
 import pyarrow as pa
 
 # 2: evals have strategies. 3: labels have rationale, truncated, agreement; judge_calls finish_reason, cost.
-# 4: scores have overlong_penalty.
-SCHEMA_VERSION = 4
+# 4: scores have overlong_penalty. 5: updates have reward_std, unparsed_rate, distinct_clusters.
+SCHEMA_VERSION = 5
 
 
 def _schema(*fields: tuple[str, pa.DataType] | pa.Field) -> pa.Schema:
@@ -122,6 +122,10 @@ UPDATES = _schema(
     ("num_tokens", INT64),  # response tokens
     ("num_optimizer_steps", INT32),
     ("reward_mean", F64),
+    # These three are null before schema version 5.
+    _nullable("reward_std", F64),  # over all of the step's responses: 0 if each earned the same
+    _nullable("unparsed_rate", F64),  # responses that held no answer that the verifier could read
+    _nullable("distinct_clusters", F64),  # non-degenerate clusters per prompt, right or wrong
     ("coverage", F64),
     ("distinct_successful", F64),
     ("distinct_unsuccessful", F64),

@@ -75,6 +75,9 @@ def train(
         _print_summary(console, root, name)
     except ConfigError as error:  # a config without evaluation trains all the same
         say(f"no summary: {error}")
+        _print_findings(console, root, name)
+    # Exit code 0 whatever was found: all that was asked for is done and committed, and "the same command" would not
+    # mend it. What the run is worth is said above, in colour.
     afresh = shell_command("polyepo", "train", str(config), "--run", f"{name}-2", "--root", root, *sets)
     typer.echo(
         f"\nNext:\n  {shell_command('polyepo', 'summary', name, '--root', root)}\n      this table again"
@@ -187,3 +190,12 @@ def _print_summary(console: Console, root: str, run: str) -> None:
     from flows.views.summary import render, summarize
 
     console.print(render(summarize(root, run)))
+    _print_findings(console, root, run)
+
+
+def _print_findings(console: Console, root: str, run: str) -> None:
+    """What was wrong with a run, below its table."""
+    from flows.views.findings import render, warnings
+
+    if found := warnings(root, run):
+        console.print(render(found))

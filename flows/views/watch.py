@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.views.summary import runs_named
-from flows.views.terminal import safe_text
+from flows.views.terminal import finding_line, safe_text
+from polyepo.findings import Severity, training_findings
 from tasks.runs.run import Run, open_run
 
 _REFRESH_SECONDS = 1.0
@@ -28,7 +29,6 @@ _CURVES = {
     "mismatch": "logprob_mismatch",
     "seconds": "seconds",
 }
-_MEASURED = ["reward_mean", "distinct_successful", "coverage", "entropy", "logprob_mismatch"]
 _SECONDS = [f"seconds_{stage}" for stage in ("sample", "judge", "score", "update")]
 
 
@@ -37,14 +37,14 @@ class Watched:
     """What has been read of a run: each step's row once, since what is committed never changes."""
 
     run: Run
-    rows: dict[int, dict[str, float]] = field(default_factory=dict)
+    rows: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def refresh(self) -> None:
         """Read the steps that were committed since."""
         store = self.run.store
         step = self.step + 1
         while store.exists(key := self.run.key("updates", step)):
-            row = store.read_table(key, _MEASURED + _SECONDS).to_pylist()[0]
+            row = store.read_table(key).to_pylist()[0]
             self.rows[step] = row | {"seconds": sum(row[name] for name in _SECONDS)}
             step += 1
 
@@ -99,7 +99,7 @@ def watch(root: str, name: str, console: Console) -> None:
 
 
 def view(runs: list[Watched]) -> Group:
-    """One line per run, the curves of the one that is going on, and the clusters of its last step."""
+    """One line per run, what is wrong, the curves of the one that is going on, and the clusters of its last step."""
     current = next((watched for watched in runs if not watched.finished), runs[-1])
     lines = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("run", "step", "stage", "reward", "successful strategies"):
@@ -113,7 +113,7 @@ def view(runs: list[Watched]) -> Group:
             f"{row['reward_mean']:.2f}" if row else "",
             f"{row['distinct_successful']:.1f}" if row else "",
         )
-    parts: list[Any] = [lines]
+    parts: list[Any] = [lines, *_warnings(runs)]
     if current.rows:
         parts += [Text(), _curves(current), Text(), *_clusters(current)]
     return Group(*parts)
@@ -127,6 +127,17 @@ def sparkline(values: list[float], width: int = _WIDTH) -> str:
     low, high = min(values), max(values)
     scale = (len(_LEVELS) - 1) / (high - low) if high > low else 0.0
     return "".join(_LEVELS[round((value - low) * scale)] for value in values)
+
+
+def _warnings(runs: list[Watched]) -> list[Text]:
+    """What is wrong with each run by its steps so far; an empty line before, if there is anything."""
+    found = [
+        finding_line(finding, watched.run.name if len(runs) > 1 else "")
+        for watched in runs
+        for finding in training_findings(watched.run.config, list(watched.rows.values()))
+        if finding.severity > Severity.NOTE
+    ]
+    return [Text(), *found] if found else []
 
 
 def _curves(watched: Watched) -> Table:

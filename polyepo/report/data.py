@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from polyepo.findings import Finding
+
 TRAIN = "train"
 
 
@@ -109,8 +111,8 @@ class Report:
 
     title: str
     runs: list[RunFacts]
-    findings: list[str]
-    """Sentences."""
+    findings: list[Finding]
+    """Worst first."""
     policies: list[Policy]
     policies_note: str
     policies_sql: str

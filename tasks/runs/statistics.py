@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from polyepo import metrics
+from polyepo.objectives import num_distinct
 from storage import ArtifactKey
 from tasks.runs.labels import is_labelled
 from tasks.runs.run import Run
@@ -15,7 +18,7 @@ from tasks.runs.scores import cluster_matrix
 
 def batch_statistics(run: Run, step: int) -> dict[str, Any]:
     """Columns of the updates table that come from the step's scores and rollouts."""
-    columns = ["reward", "cluster", "degenerate", "advantage"]
+    columns = ["reward", "parsed_answer", "cluster", "degenerate", "advantage"]
     rows = run.store.read_table(run.scores_key(step), columns).to_pylist()
     num_responses = run.config.sampling.num_responses
     rewards_PN = np.array([row["reward"] for row in rows]).reshape(-1, num_responses)
@@ -31,6 +34,9 @@ def batch_statistics(run: Run, step: int) -> dict[str, Any]:
     ]
     return {
         "reward_mean": float(rewards_PN.mean()),
+        "reward_std": float(rewards_PN.std()),
+        "unparsed_rate": float(np.mean([row["parsed_answer"] is None for row in rows])),
+        "distinct_clusters": float(num_distinct(clusters_PN).mean()),
         "coverage": float(metrics.coverage(rewards_PN)),
         "distinct_successful": float(metrics.distinct_successful_strategies(rewards_PN, clusters_PN).mean()),
         "distinct_unsuccessful": float(metrics.distinct_unsuccessful_strategies(rewards_PN, clusters_PN).mean()),
@@ -61,3 +67,10 @@ def stage_seconds(run: Run, step: int) -> dict[str, float]:
     """Seconds of the earlier stages, as their manifests say."""
     manifests = {stage: [run.store.manifest(key) for key in keys] for stage, keys in stage_keys(run, step).items()}
     return {f"seconds_{stage}": sum((m.seconds or 0.0) for m in found if m) for stage, found in manifests.items()}
+
+
+def read_updates(run: Run, steps: Iterable[int]) -> list[dict[str, Any]]:
+    """Update rows of committed steps, in the order asked for; rows of older runs lack newer columns."""
+    with ThreadPoolExecutor(16) as pool:  # object storage answers many requests at a time
+        tables = pool.map(lambda step: run.store.read_table(run.key("updates", step)), steps)
+        return [row for table in tables for row in table.to_pylist()]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polyepo.findings import Finding, Severity
 from polyepo.report import Figure, Policy, Prompt, Report, Response, RunFacts, Series, render
 from polyepo.report.choose import Candidate, choose, fit
 from polyepo.report.divergence import divergence
@@ -39,7 +40,8 @@ def report(prompts, figures=(), problems=None, histories=None):
     problems = problems or {prompt.problem_id: "solve " + prompt.problem_id for prompt in prompts}
     policies = [Policy("base", 0, {"pass@1": (0.5, 0.4, 0.6)})]
     return Report(
-        "a <title>", [facts()], ["1 < 2 & 3"], policies, "note", "SELECT 1 < 2", list(figures), problems, list(prompts),
+        "a <title>", [facts()], [Finding(Severity.NOTE, "1 < 2 & 3")], policies,
+        "note", "SELECT 1 < 2", list(figures), problems, list(prompts),
         histories or {}, "all", {"history": "SELECT 1", "browser": "SELECT 2"},
     )  # fmt: skip
 

@@ -75,7 +75,7 @@ def assemble(root: str, names: Sequence[str], title: str | None = None) -> Repor
     return Report(
         title=title or ", ".join(names),
         runs=facts,
-        findings=findings(source, facts, held_out),
+        findings=findings(source, runs, facts, held_out),
         policies=table,
         policies_note=held_out[0].note if held_out else "",
         policies_sql=held_out[0].sql if held_out else "",

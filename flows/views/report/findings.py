@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from flows.views.report.heldout import BASE, HeldOut, with_interval
 from flows.views.report.source import Source
+from polyepo.findings import Finding, Severity, training_findings
+from polyepo.findings import HeldOut as Pair
 from polyepo.report import RunFacts
+from tasks.runs.run import Run
 
 
-def findings(source: Source, facts: list[RunFacts], held_out: list[HeldOut]) -> list[str]:
-    """What the numbers say, in sentences."""
+def findings(source: Source, runs: Sequence[Run], facts: list[RunFacts], held_out: list[HeldOut]) -> list[Finding]:
+    """What the numbers say, in sentences: what is wrong first."""
+    found = [Finding(Severity.NOTE, text) for text in _results(source, facts, held_out)]
+    for run in runs:
+        rows = source.records("SELECT * FROM updates WHERE run = $run ORDER BY step", run=run.name)
+        label = source.label(run.name)
+        for finding in training_findings(run.config, rows, _held_out(label, held_out)):
+            found.append(replace(finding, what=f"{label}: {finding.what}"))
+    return sorted(found, key=lambda finding: -finding.severity)
+
+
+def _held_out(label: str, held_out: list[HeldOut]) -> Pair | None:
+    policies = held_out[0].policies if held_out else {}
+    if BASE not in policies or label not in policies:
+        return None
+    step, policy = policies[label]
+    return Pair(step, policies[BASE][1].pass_at(1).tolist(), policy.pass_at(1).tolist())
+
+
+def _results(source: Source, facts: list[RunFacts], held_out: list[HeldOut]) -> list[str]:
     found = [_training(fact) for fact in facts if not fact.finished]
     if held_out:
         found += _gains(held_out[0])
-    found += _ratio(source)
-    found += _warnings(source)
-    return found
+    return found + _ratio(source)
 
 
 def _training(fact: RunFacts) -> str:
@@ -62,27 +84,3 @@ def _ratio(source: Source) -> list[str]:
         f"under {source.label(most)} and {least:.1f} under {source.label(fewest)}: {greatest / least:.1f} "
         "times as many."
     ]
-
-
-def _warnings(source: Source) -> list[str]:
-    sentences = []
-    for run, prompts, flipped, unlabelled, truncated, degenerate in source.rows(
-        "SELECT run, sum(prompts), sum(prompts_sign_flipped), sum(prompts_unlabelled), avg(truncated_rate), "
-        "avg(degenerate_rate) FROM updates GROUP BY run ORDER BY run"
-    ):
-        label = source.label(run)
-        if flipped:
-            sentences.append(
-                f"{label}: {flipped:,} of {prompts:,} prompts ({flipped / prompts:.1%}) were sign-flipped: diversity "
-                "outweighed reward, a correct response was pushed down and an incorrect one up."
-            )
-        if unlabelled:
-            sentences.append(
-                f"{label}: the judge could not label {unlabelled:,} of {prompts:,} prompts "
-                f"({unlabelled / prompts:.1%})."
-            )
-        if truncated > 0.05:
-            sentences.append(f"{label}: {truncated:.0%} of responses were cut off at the length limit.")
-        if degenerate > 0.05:
-            sentences.append(f"{label}: {degenerate:.0%} of responses were degenerate.")
-    return sentences
