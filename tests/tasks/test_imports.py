@@ -610,7 +610,7 @@ def test_real_maths_rollouts(tmp_path, real_data):
     commit_labels(run, judge, 1, 0)
     commit_scores(run, scoring, judge, 1)
     changed = rows(connect(str(tmp_path)), "FROM regraded('imported', $id)", id=scoring_id(scoring, judge))
-    # The source's grades are wrong there: 4:30 \\text{ p.m.} for \\text{4:30 p.m.}, and 10000 for 10{,}000.
+    # The source's grades are wrong there: 4:30 p.m. in another notation, and 10000 for 10{,}000.
     assert {(row["problem_id"], row["reward_b"]) for row in changed} == {("math-test-3", 1.0), ("math-test-72", 1.0)}
     assert all(not list(verify_artifact(run.store, path)) for path in manifests(run.store, "run"))
 
