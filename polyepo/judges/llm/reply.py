@@ -23,7 +23,7 @@ MAX_REPLY_CHARACTERS = 1_000_000
 _MAX_SCANNED = 2 * MAX_REPLY_CHARACTERS
 _NO_OBJECT = "the reply must be one JSON object and nothing else"
 
-# LaTeX that the model forgot to escape. A backslash that starts no JSON escape is LaTeX, and so are \b, \f, \r, \t and \u
+# LaTeX that the model forgot to escape. A backslash that starts no JSON escape is LaTeX, and so are \b, \f, \r and \t
 # before letters (\frac, \beta, \times) though JSON reads them: nobody means a control character in a name. A line break
 # may be meant, so \n is LaTeX only before what can go on as a command (\nu, \neq, \nRightarrow), not before a sentence.
 _BACKSLASH = re.compile(r'\\\\|\\(?=[bfrt][A-Za-z]|n(?:[a-z]|[LR]\w*arrow|V[Dd]ash)|u(?![0-9a-fA-F]{4})|[^"\\/bfnrtu])')
@@ -154,7 +154,7 @@ def _strategies(entries: list[Any], num_ids: int) -> dict[int, tuple[str, str]]:
 def _objects(text: str) -> Iterator[tuple[Any, str]]:
     """JSON objects in a text that may be the reply, the last one first, each with its mended source.
 
-    An object that the end of the text cuts short is an error, for the model was about to say something else than before.
+    An object that the end of the text cuts short is an error: the model was about to say something else than before.
     """
     scanned = 0
     starts = _starts(text)

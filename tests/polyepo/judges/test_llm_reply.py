@@ -97,9 +97,34 @@ def test_what_stands_in_strings_is_left_alone():
 
 @pytest.mark.parametrize(
     "latex",
-    r"\forall x|\beta|\nu, \neq|\theta and \tan x|\rho \right|\text{cases}|\binom{n}{k}|\times|\frac{1}{2}|\nabla|\not=|"
-    r"\tau|\bar x|\begin{cases}|\flat|\rangle|\rightarrow|\nRightarrow|\nVdash|\upsilon|\underline{u}|\sum|\{1\}|\,|\ 1|"
-    r"\alpha\beta\gamma".split("|"),
+    [
+        r"\forall x",
+        r"\beta",
+        r"\nu, \neq",
+        r"\theta and \tan x",
+        r"\rho \right",
+        r"\text{cases}",
+        r"\binom{n}{k}",
+        r"\times",
+        r"\frac{1}{2}",
+        r"\nabla",
+        r"\not=",
+        r"\tau",
+        r"\bar x",
+        r"\begin{cases}",
+        r"\flat",
+        r"\rangle",
+        r"\rightarrow",
+        r"\nRightarrow",
+        r"\nVdash",
+        r"\upsilon",
+        r"\underline{u}",
+        r"\sum",
+        r"\{1\}",
+        r"\,",
+        r"\ 1",
+        r"\alpha\beta\gamma",
+    ],
 )
 @pytest.mark.parametrize("place", ["rationale", "macro_strategy", "micro_strategy"])
 def test_latex_stays_latex_whether_or_not_json_could_read_it(latex, place):
@@ -136,8 +161,10 @@ def test_a_draft_in_thoughts_that_did_not_end_is_no_answer():
 
 @pytest.mark.parametrize(
     "piece",
-    ["{", '{"responses":', '"responses":', "{/*", '{//"responses"', '"\\', '{"responses": [', '{"responses": , ', '{"a":',
-     '{"responses": "\\"', "[{},", '{"responses": {}}', DRAFT[:-2], DRAFT],
+    [
+        "{", '{"responses":', '"responses":', "{/*", '{//"responses"', '"\\', '{"responses": [', '{"responses": , ',
+        '{"a":', '{"responses": "\\"', "[{},", '{"responses": {}}', DRAFT[:-2], DRAFT,
+    ],
 )  # fmt: skip
 def test_megabytes_of_anything_take_no_time(piece, monkeypatch):
     """By count, not by the clock: the text is looked at a bounded number of times."""
