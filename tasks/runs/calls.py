@@ -210,7 +210,7 @@ def run_calls(run: Run, judge: Judge) -> RunCalls:
 def _calls_in(table: pa.Table) -> list[Call]:
     """The rows of a table as calls. Those of earlier versions have no cost_bound: what they may have cost is lost."""
     rows: list[dict[str, Any]] = table.to_pylist()
-    return [Call(*(row.get(name) for name in Call._fields)) for row in rows]
+    return [Call._make(row.get(name) for name in Call._fields) for row in rows]
 
 
 def _committed(store: Store, run: str) -> list[ArtifactKey]:
