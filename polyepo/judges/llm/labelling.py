@@ -151,7 +151,8 @@ class _Asker:
         return _Vote({text: reply[request.id_of[text]] for text in texts}, repaired, tokens)
 
     async def _ask_in_parts(self, texts: Sequence[str], seed: int, scale: float) -> _Vote:
-        """One clustering of more texts than a request holds: each part is shown with anchors from those before.
+        """One clustering of more texts than a request holds: each part is compared with anchors of the clusters so far,
+        with some at a time if need be, and what belongs to none of them makes new clusters.
 
         What decides the parts: the texts, the settings, and what the server said to this vote's own requests, in their
         order: how many tokens it counted, and which request it refused. All of that is kept with the calls, so that
@@ -167,15 +168,21 @@ class _Asker:
         space = self._judge.context_tokens - self._judge.max_tokens
         fixed = self._judge.count_tokens(self._request([], seed).messages)
         merged: dict[str, Assignment] = {}
+        part: list[str] = []
+        unseen: list[str] = []  # anchors that this part has not been compared with
         repaired = False
-        while waiting:
+        while waiting or part:
             room = int(space / scale) - fixed
-            known = _anchors(merged)
-            anchors = _fill(known, room // 2, self._size)
-            part = _fill(waiting, room - sum(map(self._size, anchors)), self._size)
-            if scale > 1:  # our count is off: the least that makes sense is for the server to refuse
-                anchors, part = anchors or known[:1], part or waiting[:1]
+            unseen = unseen if part else _anchors(merged)
+            anchors = _fill(unseen, room // 2, self._size)
+            if scale > 1 or part:  # our count is off: the least that makes sense is for the server to refuse
+                anchors = anchors or unseen[:1]
             if not part:
+                part = _fill(waiting, room - sum(map(self._size, anchors)), self._size)
+                if scale > 1:
+                    part = part or waiting[:1]
+                waiting = waiting[len(part) :]
+            if not part or (unseen and not anchors):
                 raise CallFailed("overflow", "a response is longer than judge.context_tokens leaves room for")
             splits = len(part) > 1 or len(anchors) > 1
             counted = self._judge.count_tokens(self._request([*anchors, *part], seed).messages)
@@ -185,11 +192,14 @@ class _Asker:
                 if failed.status != "overflow" or not splits:
                     raise
                 scale = _SHRINK * max(scale, space / counted)
+                waiting, part = [*part, *waiting], []
                 continue
             scale = max(scale, (found.prompt_tokens or 0) / counted)
             repaired |= found.repaired
-            _merge(merged, anchors, part, found.assignments)
-            waiting = waiting[len(part) :]
+            unseen = unseen[len(anchors) :]
+            settled = _joined(anchors, part, found.assignments) if unseen else part
+            _merge(merged, anchors, settled, found.assignments)
+            part = [text for text in part if text not in merged]
         return _Vote(merged, repaired)
 
     async def _asked(self, request: Request) -> tuple[Reply, int | None]:
@@ -294,6 +304,12 @@ def _fill(texts: Sequence[str], room: int, size: Any) -> list[str]:
             break
         taken.append(text)
     return taken
+
+
+def _joined(anchors: Sequence[str], part: Sequence[str], found: dict[str, Assignment]) -> list[str]:
+    """The texts of a part that need no further comparison: they are in a cluster with an anchor, or degenerate."""
+    settled = {None, *(found[anchor].cluster for anchor in anchors)}
+    return [text for text in part if found[text].cluster in settled]
 
 
 def _merge(
