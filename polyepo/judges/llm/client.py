@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import math
 import random
-import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from email.utils import parsedate_to_datetime
@@ -20,7 +18,8 @@ import openai
 from polyepo.judges.base import Call, CallLog
 from polyepo.judges.llm.limits import Budget, JudgeError, RateLimit
 from polyepo.judges.llm.prompt import visible
-from polyepo.judges.llm.reply import Reply, ReplyError, parse_reply, reply_schema
+from polyepo.judges.llm.questions import REFUSALS, Answer, CallFailed, Question, answer_of, is_too_long, unreadable
+from polyepo.judges.llm.reply import reply_schema
 from polyepo.judges.llm.settings import LLMSettings
 
 _RETRYABLE = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
@@ -35,76 +34,10 @@ _MAX_BACKOFF_S = 60.0
 # Ways to ask for JSON, the strictest first; the instructions describe the format in words in any case.
 _FORMATS = ("json_schema", "json_object", "text")
 _NO_SCHEMA = ("response_format", "json_schema", "json_object", "schema", "guided", "grammar", "structured output")
-# How servers say that a request is longer than the model takes: OpenAI, vLLM, SGLang, llama.cpp, TGI, TensorRT-LLM, and
-# the gateways of other providers. What names the context is plain; else it is tokens, a prompt or an input that are too
-# many. Limits of the reply alone ("supports at most 16384 completion tokens") and of rates are not meant.
-_CONTEXT = (
-    r"context.?(?:length|size|window|limit)|max(?:imum)? (?:context|model length|sequence length)|max_model_len|"
-    r"max_seq_len|max_input_length|max_num_tokens"
-)
-_AMOUNT = r"\b(?:tokens?|prompt|inputs?|messages)\b"
-_EXCESS = r"too (?:long|large|many|big)|exceed|longer than|(?:must have |be )(?:less than|<=)|reduce the length"
-_OVERFLOW = re.compile(rf"{_CONTEXT}|{_AMOUNT}[^.]{{0,100}}?(?:{_EXCESS})|(?:{_EXCESS})[^.]{{0,60}}?{_AMOUNT}", re.I)
-_RATE = re.compile(r"rate.?limit|per.?minute|per.?day|\b[tr]p[md]\b", re.I)
-# llama.cpp says it with 500, and then another try is in vain; proxies say it with 413 whatever their words.
-_TOO_LONG = re.compile(
-    rf"HTTP 413\b|HTTP (?:400|422)\b(?!.*(?:{_RATE.pattern})).*(?:{_OVERFLOW.pattern})|HTTP 500\b.*context.?size",
-    re.I | re.S,
-)
-_REFUSALS = ("refusal", "content_filter")
 # With these answers no model has run: 503 and 529 mean that the server was too busy to begin.
 _UNPAID = frozenset({*range(300, 500), 503, 529} - {408})
 
 _log = logging.getLogger(__name__)
-
-
-class CallFailed(Exception):
-    """A request got no usable answer; `status` is the labels' status: http_failed, overflow or refused."""
-
-    def __init__(self, status: str, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-
-
-class Question(NamedTuple):
-    """One request to the model about responses with these ids."""
-
-    messages: list[dict[str, str]]
-    ids: list[str]
-    max_tokens: int
-
-    def sha256(self, judge: LLMSettings) -> str:
-        """What identifies it: all that the model's answer depends on, however the server is told of it."""
-        content = [judge.model, self.messages, reply_schema(self.ids), self.max_tokens, judge.temperature,
-                   judge.extra_body]  # fmt: skip
-        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-class Answer(NamedTuple):
-    """What the model said: labels, or what is wrong with it."""
-
-    text: str
-    cut_short: bool
-    """It ran into its token limit."""
-    reply: Reply | ReplyError
-    prompt_tokens: int | None
-
-
-def recall(judge: LLMSettings, question: Question, log: CallLog) -> Answer | CallFailed | None:
-    """What came of a question before, if it was asked: labels, else an overflow, else what gave no labels.
-
-    Whether a reply gives labels is seen by reading it: earlier versions kept any reply as an answer.
-    """
-    unreadable = overflow = None
-    for call in log.earlier(question.sha256(judge)):
-        if call.raw_reply is not None and call.finish_reason not in _REFUSALS:
-            answer = _answer(call, question.ids)
-            if isinstance(answer.reply, Reply):
-                return answer
-            unreadable = answer
-        elif call.error and _TOO_LONG.match(call.error):
-            overflow = CallFailed("overflow", call.error)
-    return overflow or unreadable
 
 
 class Client:
@@ -137,9 +70,9 @@ class Client:
             JudgeError: the server will give none to any request, or the budget is used up.
         """
         call = await self._ask_server(problem_id, question, log)
-        if call.finish_reason in _REFUSALS:
+        if call.finish_reason in REFUSALS:
             raise CallFailed("refused", str(call.error))
-        return _answer(call, question.ids)
+        return answer_of(call, question.ids)
 
     async def _ask_server(self, problem_id: str, question: Question, log: CallLog) -> Call:
         judge, messages, digest = self._judge, question.messages, question.sha256(self._judge)
@@ -174,7 +107,7 @@ class Client:
                     self._tokens.reserve(call.completion_tokens or 0)
                     return call
                 assert call.error is not None
-                if _TOO_LONG.match(call.error):
+                if is_too_long(call.error):
                     raise CallFailed("overflow", call.error)
                 if self._learn(error, call.error, sent):
                     continue
@@ -221,10 +154,10 @@ class Client:
                 reply, finish, error = None, None, ValueError("the server's answer is no chat completion")
         reply = None if reply is None else self._redact(reply)
         reason = None if error is None else _describe(error)
-        if reply is not None and finish in _REFUSALS:
+        if reply is not None and finish in REFUSALS:
             reason = f"the model refused ({finish})"
         elif reply is not None:
-            reason = _unreadable(reply, ids)
+            reason = unreadable(reply, ids)
         prices = self._judge.has_prices
         tokens_in, tokens_out = usage or (None, None)
         return Call(
@@ -333,24 +266,6 @@ class _BoundedStream(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._inner.aclose()
-
-
-def _answer(call: Call, ids: Sequence[str]) -> Answer:
-    text = call.raw_reply or ""
-    reply: Reply | ReplyError
-    try:
-        reply = parse_reply(text, ids)
-    except ReplyError as error:
-        reply = error
-    return Answer(text, call.finish_reason == "length", reply, call.prompt_tokens)
-
-
-def _unreadable(text: str, ids: Sequence[str]) -> str | None:
-    try:
-        parse_reply(text, ids)
-    except ReplyError as error:
-        return f"unreadable reply: {error}"
-    return None
 
 
 def _said(choice: Any) -> tuple[str, str | None]:

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polyepo.judges.base import CallLog, Estimate, Group, Label
-from polyepo.judges.llm.client import Answer, CallFailed, Client, Question, recall
+from polyepo.judges.llm.client import Client
 from polyepo.judges.llm.consensus import as_matrix, consensus, pair_agreement
 from polyepo.judges.llm.limits import Breaker
 from polyepo.judges.llm.prompt import Request, neutralise, render, repair_messages, shorten
+from polyepo.judges.llm.questions import Answer, CallFailed, Question, recall
 from polyepo.judges.llm.reply import Assignment, Reply
 from polyepo.judges.llm.settings import LLMSettings
 from polyepo.seeds import derive_seed
