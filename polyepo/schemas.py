@@ -8,7 +8,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 # 2: evals have strategies. 3: labels have rationale, truncated, agreement; judge_calls finish_reason, cost.
-# 4: scores have overlong_penalty. 5: updates have reward_std, unparsed_rate, distinct_clusters.
+# 4: scores have overlong_penalty. 5: updates have reward_std, unparsed_rate, distinct_clusters; judge_calls cost_bound.
 SCHEMA_VERSION = 5
 
 
@@ -89,6 +89,7 @@ JUDGE_CALLS = _schema(
     _nullable("error", STRING),
     _nullable("finish_reason", STRING),
     _nullable("cost", F64),  # in the currency of the judge's prices; null without prices or token counts
+    _nullable("cost_bound", F64),  # the most it can have cost; null if the cost is known, is none, or has no prices
 )
 
 # One row per response and scoring.

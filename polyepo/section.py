@@ -19,3 +19,9 @@ class Section(BaseModel):
     """A part of the configuration: immutable, and refuses keys it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def operational(section: type[BaseModel]) -> set[str]:
+    """Names of a section's settings that change no result."""
+    fields = section.model_fields.items()
+    return {name for name, field in fields if any(isinstance(mark, Operational) for mark in field.metadata)}

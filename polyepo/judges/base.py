@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
 from polyepo.domains import Domain, Problem, Strategy
+from polyepo.section import Section
 
 
 class Group(NamedTuple):
@@ -45,24 +44,32 @@ class Call(NamedTuple):
     latency_s: float
     cost: float | None
     error: str | None
+    """Why it gave no labels: what went wrong, or what is wrong with the reply."""
+    cost_bound: float | None = None
+    """The most it can have cost, if that is not known."""
+
+    @property
+    def booked(self) -> float:
+        """What it counts for under a limit: its cost, or the most that it can be."""
+        return (self.cost_bound or 0.0) if self.cost is None else self.cost
 
 
 class CallLog:
-    """Where a judge that makes calls records them, and finds those that were answered. This one only adds up costs."""
+    """Where a judge that makes calls records them, and finds what came of earlier ones. This one only adds up costs."""
 
     def __init__(self, spent: float = 0.0) -> None:
         self._spent = spent
 
-    def answered(self, request_sha256: str) -> Call | None:
-        """The answered call of an identical request, if there is one."""
-        return None
+    def earlier(self, request_sha256: str) -> Sequence[Call]:
+        """Calls of an identical request, oldest first. Which of them is an answer is for the judge to say."""
+        return ()
 
     def record(self, call: Call) -> None:
         """Keep a call. Called from the judge's own thread; must not block."""
-        self._spent += call.cost or 0.0
+        self._spent += call.booked
 
     def spent(self) -> float:
-        """What the judge's calls have cost so far, in the currency of its prices."""
+        """What the judge's calls have cost so far, in the currency of its prices; at most, where that is not known."""
         return self._spent
 
 
@@ -85,10 +92,8 @@ class MissingLabels(NamedTuple):
     """Share of a step's responses above which the run stops."""
 
 
-class Judge(BaseModel):
+class Judge(Section):
     """A labeller of groups. Subclasses are configuration and behaviour."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
 
@@ -115,7 +120,7 @@ class Judge(BaseModel):
     def label(self, domain: Domain, groups: Sequence[Group], calls: CallLog | None = None) -> list[list[Label]]:
         """Exactly one label per response, in the responses' order, for each group.
 
-        A judge that makes calls records them in `calls`, and makes none that is answered there.
+        A judge that makes calls records them in `calls`, and makes none that gave labels there.
         """
         raise NotImplementedError
 

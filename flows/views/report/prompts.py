@@ -112,7 +112,9 @@ def _read_chosen(source: Source, chosen: Sequence[Candidate]) -> list[Prompt]:
     replies = {
         (run, TRAIN, step, problem_id): reply
         for run, step, problem_id, reply in source.rows(
-            """SELECT run, step, problem_id, arg_max(raw_reply, attempt) FROM judge_calls
+            """SELECT run, step, problem_id, coalesce(
+                   arg_max(raw_reply, attempt) FILTER (error IS NULL), arg_max(raw_reply, attempt)
+               ) FROM judge_calls
                SEMI JOIN runs USING (run, judge) SEMI JOIN wanted USING (run, step, problem_id)
                WHERE raw_reply IS NOT NULL GROUP BY ALL"""
         )
