@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
 from polyepo.domains import Domain, Problem, Strategy
+from polyepo.section import Section
 
 
 class Group(NamedTuple):
@@ -85,10 +84,8 @@ class MissingLabels(NamedTuple):
     """Share of a step's responses above which the run stops."""
 
 
-class Judge(BaseModel):
+class Judge(Section):
     """A labeller of groups. Subclasses are configuration and behaviour."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
 
