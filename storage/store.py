@@ -380,13 +380,13 @@ def check_keys(table: pa.Table, table_name: str, schema: pa.Schema) -> None:
             raise ValueError(f"table {table_name}: column {field.name} is missing")
         if not field.nullable and table[field.name].null_count:
             raise ValueError(f"table {table_name}: column {field.name} must not be null, but is in some row")
-        if allowed := VALUES.get((table_name, field.name)):
-            if unknown := set(table[field.name].unique().to_pylist()) - {None} - allowed:
-                raise ValueError(
-                    f"table {table_name}: column {field.name} must be one of {', '.join(sorted(allowed))}, but is "
-                    f"{min(unknown)!r} in some row"
-                )
-    by = [name for name in ("run", "step", "split", "problem_id", "sample") if name in schema.names]
+        allowed = VALUES.get((table_name, field.name))
+        if allowed and (unknown := {str(v) for v in table[field.name].unique().drop_null().to_pylist()} - allowed):
+            raise ValueError(
+                f"table {table_name}: column {field.name} must be one of {', '.join(sorted(allowed))}, but is "
+                f"{min(unknown)!r} in some row"
+            )
+    by: list[str] = [name for name in ("run", "step", "split", "problem_id", "sample") if name in schema.names]
     if "sample" in by or table_name == "problems":
         repeated = table.group_by(by).aggregate([([], "count_all")])
         repeated = repeated.filter(pc.field("count_all") > 1)

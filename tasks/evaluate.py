@@ -28,9 +28,7 @@ def evaluate(root: str, name: str, step: int) -> str:
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def evaluate_shard(
-    root: str, name: str, benchmark: str, step: int, samples: tuple[int, int], judge: AnyJudge
-) -> str:
+def evaluate_shard(root: str, name: str, benchmark: str, step: int, samples: tuple[int, int], judge: AnyJudge) -> str:
     """Commit one shard of an evaluation, from one sample to before another; the benchmark's problems are committed."""
     run = open_run(root, name)
     return commit_samples(run, open_benchmark(run, benchmark), step, range(*samples), judge).path

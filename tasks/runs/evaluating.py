@@ -102,9 +102,7 @@ def _labels(
     return labels
 
 
-def _answer_classes(
-    benchmark: Benchmark, before: list[dict[str, Any]], answers: list[str | None]
-) -> list[int | None]:
+def _answer_classes(benchmark: Benchmark, before: list[dict[str, Any]], answers: list[str | None]) -> list[int | None]:
     """Classes of new samples' answers, numbered on from those of the samples before, as labels are.
 
     Null if samples before have none, which an older version committed: then all of them go by their text.

@@ -76,7 +76,8 @@ def missing_samples(run: Run, benchmark: str, step: int, num_samples: int) -> li
     """
     there: set[int] = set()
     for key in parts(run, benchmark, step):
-        there.update(run.store.read_table(key, ["sample"])["sample"].unique().to_pylist())
+        numbers: list[Any] = run.store.read_table(key, ["sample"])["sample"].unique().to_pylist()
+        there.update(numbers)
     ranges: list[range] = []
     for number in range(num_samples):
         if number in there:

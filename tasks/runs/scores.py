@@ -163,9 +163,7 @@ def grade(domain: Domain, problems: Sequence[Problem], rows: Sequence[dict[str, 
                 f"reward of problem {row['problem_id']!r}, sample {row['sample']}, step {step} is {verdict.reward}; "
                 f"the verifier of domain {domain.name!r} must return finite numbers, or None for what it cannot grade"
             )
-    return [
-        v._replace(ungraded=(v.ungraded or "no reason given") if v.reward is None else None) for v in verdicts
-    ]
+    return [v._replace(ungraded=(v.ungraded or "no reason given") if v.reward is None else None) for v in verdicts]
 
 
 def _given_verdicts(run: Run, step: int, rows: list[dict[str, Any]]) -> list[Verdict]:

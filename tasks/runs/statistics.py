@@ -28,9 +28,7 @@ def batch_statistics(run: Run, step: int) -> dict[str, Any]:
     clusters_PN, labelled_P = cluster_matrix(rows, shape[1], run.config.judge.missing_labels.policy)
     graded_PN, has_label_PN = ~np.isnan(rewards_PN), np.array([is_labelled(row) for row in rows]).reshape(shape)
     uses_clusters = run.config.scoring.uses_clusters
-    signal = metrics.signal_accounting(
-        rewards_PN, clusters_PN, advantages_PN, labelled_P, uses_clusters=uses_clusters
-    )
+    signal = metrics.signal_accounting(rewards_PN, clusters_PN, advantages_PN, labelled_P, uses_clusters=uses_clusters)
     flipped_P = metrics.sign_flips(np.nan_to_num(rewards_PN), advantages_PN) & graded_PN.all(-1)
     known = [np.flatnonzero(known) for known in graded_PN & has_label_PN]
     prompts = [(rewards_PN[p, found], clusters_PN[p, found]) for p, found in enumerate(known) if len(found)]
@@ -43,7 +41,7 @@ def batch_statistics(run: Run, step: int) -> dict[str, Any]:
     ]
     return {
         "reward_mean": _mean(rewards_PN[graded_PN]),
-        "coverage": _mean([metrics.coverage(r[g][None]) for r, g in zip(rewards_PN, graded_PN, strict=True) if g.any()]),
+        "coverage": _mean((rewards_PN[graded_PN.any(-1)] > metrics.THRESHOLD).any(-1)),
         "distinct_successful": _mean([metrics.distinct_successful_strategies(*prompt) for prompt in prompts]),
         "distinct_unsuccessful": _mean([metrics.distinct_unsuccessful_strategies(*prompt) for prompt in prompts]),
         "degenerate_rate": _mean([row["degenerate"] for row in rows if is_labelled(row)]),

@@ -18,8 +18,8 @@ from polyepo.judges import AnswerJudge
 from tasks.checkpoint import checkpoint, warm_start
 from tasks.evaluate import evaluate
 from tasks.judge import judge
-from tasks.runs.evaluating import add_benchmark, commit_shard
-from tasks.runs.evaluations import evaluation_due, missing_shards
+from tasks.runs.evaluating import add_benchmark, evaluate_missing
+from tasks.runs.evaluations import evaluation_due
 from tasks.runs.imports import import_rollouts
 from tasks.runs.labels import commit_labels
 from tasks.runs.models import warm_start_digest
@@ -77,8 +77,7 @@ def make(root, folder):
     )
     benchmark = add_benchmark(run, str(folder / "sums.jsonl"), 0)
     for num_samples in (2, 4):
-        for shard, numbers in missing_shards(run, benchmark.name, 0, num_samples):
-            commit_shard(run, benchmark, 0, shard, numbers, AnswerJudge())
+        evaluate_missing(run, benchmark, 0, num_samples, AnswerJudge())
     for step in range(1, STEPS + 1):
         for shard in range(run.config.sampling.shards):
             commit_labels(run, AnswerJudge(), step, shard)

@@ -15,8 +15,8 @@ from storage import connect
 from tasks.evaluate import evaluate
 from tasks.runs import policies as policies
 from tasks.runs.benchmarks import leakage
-from tasks.runs.evaluating import add_benchmark, commit_shard
-from tasks.runs.evaluations import Benchmark, missing_shards, read_evaluation
+from tasks.runs.evaluating import add_benchmark, evaluate_missing
+from tasks.runs.evaluations import Benchmark, read_evaluation
 from tasks.runs.policies import check_prompts, policy_at
 from tasks.runs.run import create_or_resume
 from tests.byte_model import byte_tokenizer, save_byte_model
@@ -95,8 +95,7 @@ def test_sampled_graded_stored_updated_and_queried(files, tmp_path):
     assert 0 < updates["truncated_rate"] < 1, "both ends of a response occur"
 
     benchmark = add_benchmark(run, str(files[2]), 2)
-    ((shard, numbers),) = missing_shards(run, benchmark.name, 2, 1)
-    commit_shard(run, benchmark, 2, shard, numbers, config.judge)
+    evaluate_missing(run, benchmark, 2, 1, config.judge)
 
     database = connect(run.store.root)
     num_train, num_heldout = (sum(1 for line in file.open() if line.strip()) for file in files[:2])
