@@ -120,7 +120,8 @@ def assert_asked_the_same(run, benchmark):
     tokenizer = policy_at(run, 2).tokenizer
     rows = run.store.read_table(run.key("rollouts", 1, 0)).to_pylist()
     rows += read_evaluation(run, "heldout", 0, EVALS.names) + read_evaluation(run, benchmark.name, 2, EVALS.names)
-    problems = run.problems | {p.problem_id: p for p in benchmark.problems}
+    asked = [*run.split("train"), *run.split("heldout"), *benchmark.problems]
+    problems = {p.problem_id: p for p in asked}
     assert {row.get("benchmark") for row in rows} == {None, "heldout", "math500"}
     for row in rows:
         system, user = problems[row["problem_id"]].prompt
