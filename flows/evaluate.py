@@ -20,7 +20,7 @@ from polyepo.config import ConfigError, load_judge
 from tasks.evaluate import evaluate_shard
 from tasks.runs.benchmarks import benchmark_name, leakage
 from tasks.runs.evaluating import add_benchmark, model_run
-from tasks.runs.evaluations import choose_judge, choose_step, missing_shards
+from tasks.runs.evaluations import choose_judge, choose_step, missing_samples, plan_evaluation
 from tasks.runs.policies import check_prompts
 from tasks.runs.run import open_run
 
@@ -72,11 +72,15 @@ def evaluate(
         get_run_logger().warning("%s", warning)
     chosen_judge = choose_judge(opened, problems, chosen_step, wanted)
     title = f"{opened.name}-{problems.name}"
-    shards = missing_shards(opened, problems.name, chosen_step, num_samples)
-    progress = Progress(f"{title}-evaluation", total=len(shards))
-    for shard, numbers in shards:
-        samples = (numbers.start, numbers.stop)
-        evaluate_shard(root, opened.name, problems.name, chosen_step, shard, samples, chosen_judge)
+    missing = missing_samples(opened, problems.name, chosen_step, num_samples)
+    progress = Progress(f"{title}-evaluation", total=len(missing))
+    if missing:
+        plan_evaluation(opened, problems, chosen_step, num_samples)
+    while missing:
+        samples = (missing[0].start, missing[0].stop)
+        evaluate_shard(root, opened.name, problems.name, chosen_step, samples, chosen_judge)
+        # Asked anew: another evaluation may be going on.
+        missing = missing_samples(opened, problems.name, chosen_step, num_samples)
         progress.count(f"{opened.name} · step {chosen_step} · {problems.name}")
     progress.finish()
     text = markdown(results(opened, problems.name, chosen_step))

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from flows import follow
 from flows.services import local_stack
-from flows.views.summary import Summary, summarize
+from flows.views.summary import Row, summarize
 from polyepo.experiment import Experiment
 from polyepo.metrics import t_interval
 
@@ -66,9 +66,11 @@ class Comparison:
 
     seeds: list[int]
     policies: list[str]
-    """The base model, then the arms."""
+    """The base model (or models, if the arms' differ), then the arms."""
     values: dict[str, np.ndarray]
-    """By measure: (P, S), of each policy and seed."""
+    """By measure: (P, S), of each policy and seed; NaN where it is not known."""
+    first_arm: int = 1
+    """Place of the first arm among the policies."""
 
     @property
     def means(self) -> dict[str, np.ndarray]:
@@ -80,7 +82,10 @@ class Comparison:
 
         Seeds are paired: the arms of a seed have one base model, and are evaluated with the same random numbers.
         """
-        paired_S = self.values[measure][policy] - self.values[measure][1]
+        paired_S = self.values[measure][policy] - self.values[measure][self.first_arm]
+        paired_S = paired_S[~np.isnan(paired_S)]
+        if not len(paired_S):
+            return math.nan, math.nan, math.nan
         low, high = t_interval(paired_S) if len(paired_S) > 1 else (math.nan, math.nan)
         return float(paired_S.mean()), low, high
 
@@ -88,18 +93,21 @@ class Comparison:
 def compare_arms(experiment: Experiment, root: str) -> Comparison:
     """Held-out results of an experiment. Raises ConfigError if a run of it is not evaluated."""
     summaries = [summarize(root, experiment.run(seed)) for seed in experiment.seeds]
-    by_seed = [_measures(summary) for summary in summaries]
-    policies = [row.policy for row in summaries[0].rows]
-    values = {name: np.array([found[name] for found in by_seed]).T for name in by_seed[0]}
-    return Comparison(experiment.seeds, policies, values)
-
-
-def _measures(summary: Summary) -> dict[str, list[float]]:
-    first = summary.rows[0]
-    return {
-        **{f"pass@{k}": [row.pass_at[k] for row in summary.rows] for k in first.pass_at},
-        **{f"distinct@{k}": [row.strategies_at[k] for row in summary.rows] for k in first.strategies_at},
+    by_seed = [{row.policy: _measures(row) for row in summary.rows} for summary in summaries]
+    rows = sorted((row for summary in summaries for row in summary.rows), key=lambda row: row.step > 0)
+    policies = list(dict.fromkeys(row.policy for row in rows))
+    names = list(dict.fromkeys(name for found in by_seed for measures in found.values() for name in measures))
+    values = {
+        name: np.array([[found.get(policy, {}).get(name, math.nan) for found in by_seed] for policy in policies])
+        for name in names
     }
+    return Comparison(experiment.seeds, policies, values, len({row.policy for row in rows if row.step == 0}))
+
+
+def _measures(row: Row) -> dict[str, float]:
+    found = {f"pass@{k}": value for k, value in row.pass_at.items()}
+    found |= {f"distinct@{k}": value for k, value in row.strategies_at.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def render(comparison: Comparison) -> Group:
@@ -126,28 +134,35 @@ def markdown(comparison: Comparison) -> str:
 
 def _titles(comparison: Comparison) -> tuple[str, str]:
     seeds = ", ".join(map(str, comparison.seeds))
+    first = comparison.policies[comparison.first_arm]
     return (
         f"Held out, means over seeds {seeds}; distinct@k: distinct successful strategies among k samples",
-        f"Difference from {comparison.policies[1]}, paired by seed, with 95 % intervals (Student's t)",
+        f"Difference from {first}, paired by seed, with 95 % intervals (Student's t)",
     )
 
 
 def _tables(comparison: Comparison) -> tuple[list[list[str]], list[list[str]]]:
     header = ["policy", *comparison.values]
     means = [
-        [policy, *(f"{values[p]:.{_digits(name)}f}" for name, values in comparison.means.items())]
+        [policy, *(_number(name, values[p]) for name, values in comparison.means.items())]
         for p, policy in enumerate(comparison.policies)
     ]
     differences = [
         [policy, *(_interval(name, *comparison.difference(name, p)) for name in comparison.values)]
         for p, policy in enumerate(comparison.policies)
-        if p > 1
+        if p > comparison.first_arm
     ]
     return [header, *means], [header, *differences]
 
 
+def _number(measure: str, value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.{_digits(measure)}f}"
+
+
 def _interval(measure: str, mean: float, low: float, high: float) -> str:
     digits = _digits(measure)
+    if math.isnan(mean):
+        return "–"
     return f"{mean:+.{digits}f}" + ("" if math.isnan(low) else f" ({low:+.{digits}f} to {high:+.{digits}f})")
 
 

@@ -103,7 +103,8 @@ class TrainingProgress(Progress):
     """Progress in steps, with a table of the latest steps per run."""
 
     _ROWS = 20
-    _COLUMNS = ("step", "reward_mean", "distinct_successful", "loss", "grad_norm", "entropy", "logprob_mismatch")
+    _COLUMNS = ("step", "reward_mean", "distinct_successful", "loss", "grad_norm", "entropy", "logprob_mismatch",
+                "prompts_ungraded")  # fmt: skip
 
     def __init__(self, run: str, total: int) -> None:
         super().__init__(run, total)
@@ -121,11 +122,13 @@ class TrainingProgress(Progress):
         if not self.is_time() and step != run.config.steps:
             return
         row = run.store.read_table(run.key("updates", step), list(self._COLUMNS)).to_pylist()[0]
-        shown = {name: round(value, 5) for name, value in row.items()}
+        shown = {name: None if value is None else round(value, 5) for name, value in row.items()}
         self._rows = [*self._rows, shown][-self._ROWS :]
         self.say(
-            f"{run.name} · step {step}/{run.config.steps} · reward {row['reward_mean']:.2f} · "
-            f"successful strategies {row['distinct_successful']:.1f}{self._warn(run, step)}"
+            f"{run.name} · step {step}/{run.config.steps} · reward {_number(row['reward_mean'], 2)} · "
+            f"successful strategies {_number(row['distinct_successful'], 1)}"
+            + (f" · {row['prompts_ungraded']} prompts not graded" if row["prompts_ungraded"] else "")
+            + self._warn(run, step)
         )
         create_table_artifact(self._rows, key=slug(f"{run.name}-steps"), description=f"{run.name}: latest steps")
 
@@ -140,6 +143,10 @@ class TrainingProgress(Progress):
                 self._warned.add(finding.remedy)
                 get_run_logger().warning("%s: %s", run.name, finding)
         return f" · {found[0].what}" if found else ""
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "unknown" if value is None else f"{value:.{digits}f}"
 
 
 def _ui_link(run: Run) -> str:

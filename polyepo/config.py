@@ -16,7 +16,7 @@ from polyepo.advantages import MAX_ENUMERATED_SETS
 from polyepo.domains import AnyDomain, Domain
 from polyepo.judges import AnyJudge, Judge
 from polyepo.objectives import MeanReward, PassAtN, Polychromic
-from polyepo.section import Section
+from polyepo.section import Operational, Section
 
 _MIN_BFLOAT16_LR = 1e-5
 
@@ -178,6 +178,13 @@ class AnyMethod(Section):
     """What every scoring has."""
 
     overlong_penalty: OverlongPenalty | None = Field(None, exclude_if=lambda penalty: penalty is None)
+    max_ungraded_rate: Annotated[float, Operational()] = Field(0.05, ge=0, le=1, exclude_if=lambda rate: rate == 0.05)
+    """Share of a step's responses that could not be graded above which the run stops. Their prompts take no part."""
+
+    @property
+    def uses_clusters(self) -> bool:
+        """Whether advantages depend on clusters: if they do, a prompt without labels takes no part."""
+        return True
 
 
 class SetScoring(AnyMethod):
@@ -199,11 +206,21 @@ class SetScoring(AnyMethod):
             return Polychromic(self.require_two_clusters)
         return PassAtN() if self.objective == "pass_at_n" else MeanReward()
 
+    @property
+    def uses_clusters(self) -> bool:
+        """Whether the set objective looks at clusters; one that does not say so does."""
+        return bool(getattr(self.set_objective(), "uses_clusters", True))
+
 
 class GRPOScoring(AnyMethod):
     """A_i = r_i - mean r."""
 
     method: Literal["grpo"]
+
+    @property
+    def uses_clusters(self) -> bool:
+        """No: rewards are all it takes."""
+        return False
 
 
 class GRPODivScoring(AnyMethod):
@@ -222,7 +239,8 @@ def scoring_id(scoring: Scoring, judge: Judge, verifier: Domain | None = None) -
 
     A verifier other than the run's own domain belongs to it.
     """
-    content: dict[str, Any] = {"scoring": scoring.model_dump(mode="json"), "judge": judge.judge_id}
+    decides = scoring.model_dump(mode="json", exclude={"max_ungraded_rate"})
+    content: dict[str, Any] = {"scoring": decides, "judge": judge.judge_id}
     if verifier is not None:
         content["verifier"] = verifier.model_dump(mode="json")
     return f"{scoring.method}-{digest(content)[:8]}"

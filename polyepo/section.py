@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,17 @@ class Section(BaseModel):
     """A part of the configuration: immutable, and refuses keys it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _no_subclass(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Refuse an object of a subclass: a run's record would be read back as the parent, without a word."""
+        if isinstance(value, cls) and type(value) is not cls:
+            raise ValueError(
+                f"an object of {type(value).__qualname__} cannot stand for {cls.__qualname__}: it would come back from "
+                f"the run's record as {cls.__qualname__}, and behave like it; give {cls.__qualname__} itself"
+            )
+        return handler(value)
 
 
 def operational(section: type[BaseModel]) -> set[str]:

@@ -27,9 +27,12 @@ from storage.manifest import Manifest, ParentRef
 from storage.store import open_store
 
 # Later stages name the files of earlier ones, so they are read first.
-_STAGES = ("updates", "evals", "scores", "labels", "judge_calls", "rollouts", "problems")
+_STAGES = ("updates", "evaluations", "evals", "scores", "labels", "judge_calls", "rollouts", "problems")
 # The last key=value of an artifact's folder; an evaluation is in shards, and was not in older versions.
-_LAST_KEYS = {"evals": ("step", "shard"), **dict.fromkeys(("labels", "judge_calls", "rollouts"), ("shard",))}
+_LAST_KEYS = {
+    "evals": ("step", "shard"),
+    **dict.fromkeys(("labels", "judge_calls", "rollouts", "evaluations"), ("shard",)),
+}
 _RUN_COLUMNS: list[tuple[str, pa.DataType]] = [
     ("run", pa.string()),
     ("state", pa.string()),  # finished, unfinished (going on, or stopped and resumable), or imported

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from polyepo.schemas import SCHEMA_VERSION, TABLES
+from polyepo.schemas import SCHEMA_VERSION, TABLES, VALUES
 from storage.errors import CorruptArtifactError, StoreError
 from storage.files import open_files
 from storage.layout import AnyKey, ArtifactKey, check_name, stage_path
@@ -136,7 +136,7 @@ class Store:
 
         Args:
             key: the artifact.
-            columns: names; all if None.
+            columns: names; all that were written if None. One that an older version did not write is null.
             verify: check the files' SHA-256 as well as their sizes.
 
         Raises:
@@ -145,7 +145,7 @@ class Store:
         """
         manifest = self._committed(key)
         parts = [self._checked(manifest, entry, verify) for entry in manifest.files]
-        tables = [pq.read_table(pa.BufferReader(part), columns=columns) for part in parts]
+        tables = [_read_part(part, columns, manifest.table) for part in parts]
         return tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="default")
 
     def local_files(self, key: AnyKey) -> Path:
@@ -171,6 +171,12 @@ class Store:
         names = self.files.names(stage_path(run, stage, partition))
         steps = [int(name.removeprefix("step=")) for name in names if name.startswith("step=")]
         return [step for step in steps if self.exists(ArtifactKey(run, stage, step, partition, shard))]
+
+    def shards(self, run: str, stage: str, step: int, partition: tuple[tuple[str, str], ...] = ()) -> list[int]:
+        """Shards of a step that are committed, in order."""
+        names = self.files.names(ArtifactKey(run, stage, step, partition).path)
+        shards = sorted(int(name.removeprefix("shard=")) for name in names if name.startswith("shard="))
+        return [shard for shard in shards if self.exists(ArtifactKey(run, stage, step, partition, shard))]
 
     def runs(self) -> list[str]:
         """Names of all runs."""
@@ -356,16 +362,32 @@ def conform(table: pa.Table, table_name: str) -> pa.Table:
     return table.cast(schema)
 
 
+def _read_part(part: bytes, columns: list[str] | None, table_name: str | None) -> pa.Table:
+    """Columns of a Parquet file; null where they are the table's and the file, of an older version, lacks them."""
+    table = pq.ParquetFile(pa.BufferReader(part)).read(columns)
+    if columns is None or table_name not in TABLES:
+        return table
+    for name in set(columns) - set(table.column_names):
+        field = TABLES[table_name].field(name)
+        table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select(columns)
+
+
 def check_keys(table: pa.Table, table_name: str, schema: pa.Schema) -> None:
-    """Raise ValueError if a column is missing or null where it must not be, or a row's key repeats."""
+    """Raise ValueError if a column is missing, or null or of a value where it must not be, or a row's key repeats."""
     for field in schema:
         if field.name not in table.column_names:
             raise ValueError(f"table {table_name}: column {field.name} is missing")
         if not field.nullable and table[field.name].null_count:
             raise ValueError(f"table {table_name}: column {field.name} must not be null, but is in some row")
-    key = [name for name in ("run", "step", "problem_id", "sample") if name in schema.names]
-    if "sample" in key or table_name == "problems":
-        by = [*key, *(["split"] if table_name == "problems" and "split" in key else [])]
+        allowed = VALUES.get((table_name, field.name))
+        if allowed and (unknown := {str(v) for v in table[field.name].unique().drop_null().to_pylist()} - allowed):
+            raise ValueError(
+                f"table {table_name}: column {field.name} must be one of {', '.join(sorted(allowed))}, but is "
+                f"{min(unknown)!r} in some row"
+            )
+    by: list[str] = [name for name in ("run", "step", "split", "problem_id", "sample") if name in schema.names]
+    if "sample" in by or table_name == "problems":
         repeated = table.group_by(by).aggregate([([], "count_all")])
         repeated = repeated.filter(pc.field("count_all") > 1)
         if repeated.num_rows:

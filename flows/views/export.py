@@ -19,10 +19,11 @@ from storage import connect, rows
 _BATCH = 4096
 _FLAT = """
 SELECT r.run, r.step, r.problem_id, r.sample, p.domain, p.prompt, p.answer, r.response, s.reward, s.parsed_answer,
-       s.judge, s.cluster, s.degenerate, l.macro_strategy, l.micro_strategy, s.scoring, s.advantage,
-       r.finish_reason, r.response_token_ids, r.sampler_logprobs, r.temperature, r.seed, r.policy_version, r.sampler
+       s.judge, s.cluster, s.degenerate, l.macro_strategy, l.micro_strategy, s.scoring, s.advantage, s.ungraded,
+       s.answer_class, r.finish_reason, r.response_token_ids, r.sampler_logprobs, r.temperature, r.seed,
+       r.policy_version, r.sampler
 FROM rollouts r
-LEFT JOIN (FROM problems WHERE run = $run) p USING (problem_id)
+LEFT JOIN (FROM problems WHERE run = $run AND split = 'train') p USING (problem_id)
 LEFT JOIN (FROM scores WHERE run = $run AND step = $step AND scoring = $scoring) s USING (problem_id, sample)
 LEFT JOIN (FROM labels WHERE run = $run AND step = $step) l
        ON l.judge = s.judge AND l.problem_id = r.problem_id AND l.sample = r.sample

@@ -110,13 +110,17 @@ def view(runs: list[Watched]) -> Group:
             Text(watched.run.name, style="bold" if watched is current else ""),
             f"{watched.step}/{watched.run.config.steps}",
             watched.stage(),
-            f"{row['reward_mean']:.2f}" if row else "",
-            f"{row['distinct_successful']:.1f}" if row else "",
+            _number(row.get("reward_mean"), 2) if row else "",
+            _number(row.get("distinct_successful"), 1) if row else "",
         )
     parts: list[Any] = [lines, *_warnings(runs)]
     if current.rows:
         parts += [Text(), _curves(current), Text(), *_clusters(current)]
     return Group(*parts)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def sparkline(values: list[float], width: int = _WIDTH) -> str:
@@ -147,7 +151,9 @@ def _curves(watched: Watched) -> Table:
     table.add_column(no_wrap=True, justify="right")
     table.add_column(no_wrap=True, style="dim")
     for name, column in _CURVES.items():
-        values = [row[column] for row in watched.rows.values()]
+        values = [row[column] for row in watched.rows.values() if row[column] is not None]
+        if not values:
+            continue
         table.add_row(name, sparkline(values), f"{values[-1]:.2g}", f"{min(values):.2g} … {max(values):.2g}")
     return table
 
@@ -174,11 +180,16 @@ def _clusters(watched: Watched) -> list[Any]:
         table.add_row(
             Text(safe_text(name, 28)),
             str(len(rows)),
-            f"{sum(row['reward'] for row in rows) / len(rows):.2f}",
+            _mean_reward(rows),
             f"{sum(row['advantage'] for row in rows) / len(rows):+.3f}",
             Text(safe_text(response, 60)),
         )
     return [Text(f"step {step}, problem {safe_text(problem_id, 60)}", style="dim"), table]
+
+
+def _mean_reward(rows: list[dict[str, Any]]) -> str:
+    graded = [row["reward"] for row in rows if row["reward"] is not None]
+    return f"{sum(graded) / len(graded):.2f}" if graded else "–"
 
 
 def _texts(run: Run, step: int, problem_id: str) -> dict[int, tuple[str, str]]:

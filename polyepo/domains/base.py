@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from polyepo.section import Section
+
 Split = Literal["train", "heldout"]
 Prompt = str | list[dict[str, str]]
 
@@ -42,10 +44,8 @@ class Strategy(NamedTuple):
     micro: str
 
 
-class Domain(BaseModel):
+class Domain(Section):
     """A source of problems. Subclasses are configuration (their fields are what a YAML file sets) and behaviour."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
 

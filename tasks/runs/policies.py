@@ -101,7 +101,8 @@ def check_prompts(run: Run) -> None:
     """Raise ConfigError if the run's prompts, or its limits on them and on responses, do not fit the policy."""
     policy = policy_at(run, _last_version(run))
     check_context(policy.model, run.config.sampling)
-    check_prompt_tokens(policy, run.problems.values(), run.config.sampling, "domain")
+    problems = [problem for split in ("train", "heldout") for problem in run.split(split)]
+    check_prompt_tokens(policy, problems, run.config.sampling, "domain")
 
 
 def _last_version(run: Run) -> int:

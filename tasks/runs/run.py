@@ -59,8 +59,8 @@ class Run:
 
     @cached_property
     def problems(self) -> dict[str, Problem]:
-        """All problems by id, as committed at the run's start: a file that changes later changes nothing."""
-        return {problem.problem_id: problem for _, problem in self._splits}
+        """Training problems by id, as committed at the run's start: a file that changes later changes nothing."""
+        return {problem.problem_id: problem for problem in self.split("train")}
 
     @cached_property
     def _splits(self) -> list[tuple[str, Problem]]:

@@ -18,16 +18,22 @@ from storage.verify import manifests, verify_artifact
 from tasks.evaluate import evaluate
 from tasks.runs import evaluations
 from tasks.runs.benchmarks import heldout
-from tasks.runs.evaluating import add_benchmark, commit_shard, model_run
-from tasks.runs.evaluations import HELDOUT, Benchmark, choose_judge, choose_step, missing_shards, parts, read_evaluation
+from tasks.runs.evaluating import add_benchmark, evaluate_missing, model_run
+from tasks.runs.evaluations import (
+    HELDOUT,
+    Benchmark,
+    choose_judge,
+    choose_step,
+    parts,
+    read_evaluation,
+)
 from tests.conftest import small_config
 from tests.tasks.test_stages import forget, start
 
 
 def extend(run, num_samples, benchmark=None, judge=None):
     benchmark = benchmark or heldout(run)
-    for shard, numbers in missing_shards(run, benchmark.name, 0, num_samples):
-        commit_shard(run, benchmark, 0, shard, numbers, judge or run.config.judge)
+    evaluate_missing(run, benchmark, 0, num_samples, judge or run.config.judge)
 
 
 @pytest.fixture(scope="module", autouse=True)

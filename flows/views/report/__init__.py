@@ -13,7 +13,7 @@ from pathlib import Path
 from flows.views.report.curves import curves, judge_differences
 from flows.views.report.findings import findings
 from flows.views.report.heldout import HeldOut
-from flows.views.report.prompts import decoder, read_histories, read_problems, read_prompts
+from flows.views.report.prompts import decoders, read_histories, read_problems, read_prompts
 from flows.views.report.source import Source
 from flows.views.summary import runs_named
 from polyepo.config import ConfigError
@@ -85,7 +85,7 @@ def assemble(root: str, names: Sequence[str], title: str | None = None) -> Repor
         histories=histories,
         coverage_note=coverage_note + history_note,
         sql={"history": history_sql, **sql},
-        decode=decoder(runs[0]),
+        decoders=decoders(runs),
     )
 
 
