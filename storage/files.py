@@ -10,6 +10,9 @@ from typing import Any, NamedTuple, Protocol
 
 from storage.errors import StoreError
 
+PARALLEL_REQUESTS = 64
+"""To object storage, where each takes long and many are answered side by side."""
+
 
 class FoundFile(NamedTuple):
     """A file that was found below a folder."""
@@ -26,6 +29,8 @@ class Files(Protocol):
 
     fs: Any
     """The file system that fsspec knows them by; None where their `url` opens without it."""
+    parallel: int
+    """How many files are worth asking for at a time."""
 
     def write(self, path: str, content: bytes | Path) -> None:
         """Write a new file, durably, making its folders: some bytes, or a copy of a local file."""
@@ -68,6 +73,7 @@ class LocalFiles:
     """A folder on a local disk. fsspec's local "create" checks and then writes, so it is no lock: os.link is."""
 
     fs = None
+    parallel = 4
 
     def __init__(self, root: str) -> None:
         self._root = Path(root).expanduser().absolute()
@@ -88,7 +94,9 @@ class LocalFiles:
             _write_and_sync(temporary, data)
             os.link(temporary, target)
         except FileExistsError:
-            return False
+            # NFS asks again when a reply is lost, and then finds the link that its first request made: it is ours.
+            if target.read_bytes() != data:
+                return False
         finally:
             temporary.unlink(missing_ok=True)
         _sync_folder(target.parent)

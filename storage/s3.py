@@ -5,6 +5,7 @@ Endpoint, region and credentials are AWS's and fsspec's own settings: the enviro
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 import uuid
@@ -21,7 +22,7 @@ from aiohttp import ClientError as ConnectionLost
 from fsspec.asyn import sync
 
 from storage.errors import StoreError
-from storage.files import FoundFile
+from storage.files import PARALLEL_REQUESTS, FoundFile
 
 _PATIENCE_S = 180.0
 _FIRST_PATIENCE_S = 10.0
@@ -31,6 +32,9 @@ _BYTES_PER_S = 256 << 10
 """A transfer may take this long for its size, and a minute more; one that is slower hangs."""
 _READ_S = 600.0
 """The same for reads, whose size is not known."""
+
+_REFUSED_STATUS = {400, 401, 403, 411, 501}
+"""How stores that know no default checksums answer requests that have them."""
 
 _T = TypeVar("_T")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
@@ -74,6 +78,8 @@ _ADVICE = {
 class S3Files:
     """A prefix of a bucket. Creation is conditional: s3fs sends If-None-Match: *."""
 
+    parallel = PARALLEL_REQUESTS
+
     def __init__(self, root: str, **options: Any) -> None:
         address = root.removeprefix("s3://")
         if "@" in address.split("/")[0]:  # said without showing it
@@ -87,7 +93,8 @@ class S3Files:
         self._answered = False
         given = {**fsspec.config.conf.get("s3", {}), **options}.get("config_kwargs", {})
         # Instances are kept by their options, and these do not show that the environment has changed.
-        options |= {"skip_instance_cache": True, "use_listings_cache": False, "config_kwargs": _CONFIG | given}
+        config = {**_CONFIG, **_checksums(), **given}
+        options |= {"skip_instance_cache": True, "use_listings_cache": False, "config_kwargs": config}
         self.fs = fsspec.filesystem("s3", **options)
         self.fs.retries = 3  # of a body that breaks off
 
@@ -201,12 +208,21 @@ class S3Files:
             return f"there are no credentials: set {_CREDENTIALS} ({error})"
         if isinstance(error, botocore.exceptions.ConnectionError):
             return f"nothing answers at {endpoint}: correct AWS_ENDPOINT_URL, or start the server there"
+        if status in _REFUSED_STATUS and self._sends_checksums():
+            return (
+                "the store may not know the checksums that AWS's library adds to requests: set "
+                f"AWS_REQUEST_CHECKSUM_CALCULATION=when_required (bucket {self._bucket!r} at {endpoint}: {error})"
+            )
         no_code = code.isdecimal() and status >= 500  # S3 puts one into its replies
         if (no_code and not self._answered) or isinstance(error, botocore.parsers.ResponseParserError):
             return f"what answers at {endpoint} is no S3 server: correct AWS_ENDPOINT_URL"
         if isinstance(error, TimeoutError):
             return f"bucket {self._bucket!r} at {endpoint} is too slow or hangs"
         return f"bucket {self._bucket!r} at {endpoint}: {error or type(error).__name__}"
+
+    def _sends_checksums(self) -> bool:
+        client = self.fs._s3
+        return client is not None and client.meta.config.request_checksum_calculation == "when_supported"
 
     def _endpoint(self) -> str:
         client = self.fs._s3
@@ -217,7 +233,21 @@ class S3Files:
 
 
 # Each request is made three times, as AWS's own programs do; `S3Files._call` begins what then still fails again.
-_CONFIG = {"retries": {"mode": "standard", "max_attempts": 3}, "connect_timeout": 5, "read_timeout": 20}
+_CONFIG = {
+    "retries": {"mode": "standard", "max_attempts": 3},
+    "connect_timeout": 5,
+    "read_timeout": 20,
+    "max_pool_connections": PARALLEL_REQUESTS,
+}
+
+
+def _checksums() -> dict[str, str]:
+    """Checksums only where S3 demands them, unless the user wants more: many stores refuse requests that have them.
+
+    Manifests have a SHA-256 of every file, which says more.
+    """
+    settings = ("request_checksum_calculation", "response_checksum_validation")
+    return {name: "when_required" for name in settings if f"AWS_{name.upper()}" not in os.environ}
 
 
 def _answer(error: BaseException | None) -> tuple[str, int]:
