@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +14,9 @@ from storage.errors import StoreError
 
 PARALLEL_REQUESTS = 64
 """To object storage, where each takes long and many are answered side by side."""
+
+
+_CHUNK_BYTES = 1 << 20
 
 
 class FoundFile(NamedTuple):
@@ -42,6 +47,10 @@ class Files(Protocol):
 
     def read(self, path: str) -> bytes:
         """A file's content. Raises FileNotFoundError."""
+        ...
+
+    def chunks(self, path: str, size: int) -> Iterator[bytes]:
+        """The content of a file that should have a size, a part at a time. Raises FileNotFoundError."""
         ...
 
     def exists(self, path: str) -> bool:
@@ -106,6 +115,12 @@ class LocalFiles:
         """A file's content."""
         return (self._root / path).read_bytes()
 
+    def chunks(self, path: str, size: int) -> Iterator[bytes]:
+        """A file's content, a part at a time."""
+        with (self._root / path).open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+
     def exists(self, path: str) -> bool:
         """Whether a file is there."""
         return (self._root / path).is_file()
@@ -119,16 +134,21 @@ class LocalFiles:
 
     def find(self, path: str) -> list[FoundFile]:
         """Every file below a folder."""
-        found = []
-        for folder, _, names in os.walk(self._root / path):
-            for name in names:
-                file = Path(folder) / name
-                try:
-                    status = file.lstat()
-                except FileNotFoundError:  # a writer's temporary file
+        found: list[FoundFile] = []
+        folders = [path]
+        while folders:
+            folder = folders.pop()
+            try:
+                entries = list(os.scandir(self._root / folder))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{folder}/{entry.name}")
                     continue
-                relative = file.relative_to(self._root).as_posix()
-                found.append(FoundFile(relative, status.st_size, status.st_mtime))
+                with contextlib.suppress(FileNotFoundError):  # a writer's temporary file
+                    status = entry.stat(follow_symlinks=False)
+                    found.append(FoundFile(f"{folder}/{entry.name}", status.st_size, status.st_mtime))
         return sorted(found)
 
     def remove(self, path: str) -> None:
@@ -168,7 +188,7 @@ def _write_and_sync(path: Path, content: bytes | Path) -> None:
             file.write(content)
         else:
             with content.open("rb") as source:
-                shutil.copyfileobj(source, file, 1 << 20)
+                shutil.copyfileobj(source, file, _CHUNK_BYTES)
         file.flush()
         os.fsync(file.fileno())
 

@@ -9,7 +9,8 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -32,6 +33,7 @@ _BYTES_PER_S = 256 << 10
 """A transfer may take this long for its size, and a minute more; one that is slower hangs."""
 _READ_S = 600.0
 """The same for reads, whose size is not known."""
+_CHUNK_BYTES = 64 << 20
 
 _REFUSED_STATUS = {400, 401, 403, 411, 501}
 """How stores that know no default checksums answer requests that have them."""
@@ -120,6 +122,15 @@ class S3Files:
         # With more than one connection s3fs asks for the size first.
         return self._call(self.fs._cat_file, self._full(path), max_concurrency=1, limit_s=_READ_S)
 
+    def chunks(self, path: str, size: int) -> Iterator[bytes]:
+        """An object's content, a part at a time."""
+        if size <= _CHUNK_BYTES:
+            yield self.read(path)
+            return
+        for start in range(0, size, _CHUNK_BYTES):
+            end = start + _CHUNK_BYTES if start + _CHUNK_BYTES < size else None
+            yield self._call(self.fs._cat_file, self._full(path), start=start, end=end, limit_s=_READ_S)
+
     def exists(self, path: str) -> bool:
         """Whether an object is there."""
         try:
@@ -148,18 +159,20 @@ class S3Files:
     def local_copy(self, path: str, names: list[str]) -> Path:
         """A download, kept for as long as this object lives."""
         folder = Path(self._copies.name) / path
-        for name in names:
-            target = folder / name
-            if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-                self._call(self.fs._get_file, self._full(f"{path}/{name}"), str(partial), limit_s=_READ_S)
-                partial.rename(target)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda name: self._download(f"{path}/{name}", folder / name), names))
         return folder
 
     def url(self, path: str) -> str:
         """With the protocol in front."""
         return f"s3://{self._full(path)}"
+
+    def _download(self, path: str, target: Path) -> None:
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+            self._call(self.fs._get_file, self._full(path), str(partial), limit_s=_READ_S)
+            partial.rename(target)
 
     def _full(self, path: str) -> str:
         return f"{self._bucket}/{self._prefix}{path}"
@@ -178,7 +191,7 @@ class S3Files:
         """Wait for a coroutine of s3fs; start it again for as long as what fails may pass.
 
         Raises:
-            FileNotFoundError: there is no such object.
+            FileNotFoundError: there is no such object, or it is shorter.
             FileExistsError: the object to create exists.
             StoreError: anything else.
         """
@@ -192,9 +205,9 @@ class S3Files:
                     result: _T = sync(self.fs.loop, request, *arguments, timeout=limit_s, **options)
         except _ERRORS as error:
             code, status = _answer(error)
-            if status in (404, 412) and code != "NoSuchBucket":
+            if status in (404, 412, 416) and code != "NoSuchBucket":
                 self._answered = True
-                raise (FileNotFoundError if status == 404 else FileExistsError)(*error.args) from error
+                raise (FileExistsError if status == 412 else FileNotFoundError)(*error.args) from error
             raise StoreError(f"root {self._root!r} cannot be used: {self._explain(error)}") from error
         self._answered = True
         return result

@@ -421,7 +421,7 @@ def read_manifest(files: Files, path: str) -> Manifest | None:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "it"
-        raise CorruptArtifactError(f"{path}/manifest.json is no manifest: {field}: {first['msg']}") from None
+        raise CorruptArtifactError(f"{path}/manifest.json cannot be read as a manifest: {field}: {first['msg']}") from None
     if manifest.path != path:
         raise CorruptArtifactError(f"{path}/manifest.json belongs to {manifest.path}")
     return manifest
@@ -455,10 +455,10 @@ def check_keys(table: pa.Table, table_name: str, schema: pa.Schema) -> None:
     key = [name for name in ("run", "step", "problem_id", "sample") if name in schema.names]
     if "sample" in key or table_name == "problems":
         by = [*key, *(["split"] if table_name == "problems" and "split" in key else [])]
-        repeated = table.group_by(by).aggregate([([], "count_all")])
-        repeated = repeated.filter(pc.field("count_all") > 1)
-        if repeated.num_rows:
-            raise ValueError(f"table {table_name}: key {repeated.select(by).slice(0, 1).to_pylist()[0]} repeats")
+        repeated = table.group_by(by, use_threads=False).aggregate([([], "count_all")])
+        if repeated.num_rows < table.num_rows:
+            first = repeated.filter(pc.field("count_all") > 1).select(by).slice(0, 1).to_pylist()[0]
+            raise ValueError(f"table {table_name}: key {first} repeats")
 
 
 def table_bytes(table: pa.Table, table_name: str, provenance: Provenance) -> bytes:

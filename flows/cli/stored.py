@@ -82,16 +82,17 @@ def verify(run: str, root: RootOption = "artifacts") -> None:
 
     from flows.views.terminal import safe_text
     from storage import open_store
-    from storage.verify import manifests, verify_artifact
+    from storage.verify import manifests, verify_artifacts, verify_record
 
     console = Console()
     store = open_store(root)
-    if store.run_record(run) is None:
-        fail(console, f"run {run!r} does not exist under {root!r}", code=2)
     paths = manifests(store, run)
-    found = []
-    for path in track(paths, "verifying", console=Console(stderr=True), transient=True):
-        found += list(verify_artifact(store, path))
+    found = list(verify_record(store, run))
+    if not found and store.run_record(run) is None:
+        fail(console, f"run {run!r} does not exist under {root!r}", code=2)
+    checks = verify_artifacts(store, paths)
+    for findings in track(checks, "verifying", len(paths) + 1, console=Console(stderr=True), transient=True):
+        found += findings
     for finding in found:
         console.print(f"{safe_text(finding.path)}: {safe_text(finding.message)}", markup=False, soft_wrap=True)
     if found:

@@ -208,7 +208,7 @@ def test_full_disk_harms_nothing(tmp_path, monkeypatch, call):
 def test_killed_at_any_moment_it_is_all_or_nothing(tmp_path):
     code = (
         "import sys; from tests.storage.test_store import *\n"
-        "store = Store(sys.argv[1]); print('go', flush=True)\n"
+        "store = Store(sys.argv[1]); labels(); print('go', flush=True)\n"  # the first table takes an import
         "for step in range(10000): commit(store, key=ArtifactKey('run', 'labels', step, KEY.partition, 0))"
     )
     random.seed(0)

@@ -25,7 +25,7 @@ from polyepo.domains import Countdown, Maths, Ungraded
 from polyepo.imports import BadRow, Columns, read_responses
 from polyepo.judges import AnswerJudge, ProgramJudge
 from storage import connect, open_store, rows
-from storage.verify import manifests, verify_artifact
+from storage.verify import verify_run
 from tasks.runs.imports import import_rollouts
 from tasks.runs.labels import commit_labels
 from tasks.runs.run import open_run
@@ -428,7 +428,7 @@ def test_real_maths_rollouts(tmp_path, real_data):
         (row["problem_id"], row["sample"]) in {("72", 7), ("math-72", 7)} or row["sample"] == 7 for row in changed
     )
     assert len(changed) <= 8
-    assert all(not list(verify_artifact(run.store, path)) for path in manifests(run.store, "run"))
+    assert list(verify_run(run.store, "run")) == []
 
 
 def test_real_game_of_24_rollouts_with_two_judges(tmp_path, real_data):
