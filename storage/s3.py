@@ -22,7 +22,7 @@ import stamina
 from aiohttp import ClientError as ConnectionLost
 from fsspec.asyn import sync
 
-from storage.errors import StoreError
+from storage.errors import NoSuchRootError, StoreError
 from storage.files import PARALLEL_REQUESTS, FoundFile
 
 _PATIENCE_S = 180.0
@@ -208,7 +208,8 @@ class S3Files:
             if status in (404, 412, 416) and code != "NoSuchBucket":
                 self._answered = True
                 raise (FileExistsError if status == 412 else FileNotFoundError)(*error.args) from error
-            raise StoreError(f"root {self._root!r} cannot be used: {self._explain(error)}") from error
+            kind = NoSuchRootError if code == "NoSuchBucket" else StoreError
+            raise kind(f"root {self._root!r} cannot be used: {self._explain(error)}") from error
         self._answered = True
         return result
 
