@@ -5,5 +5,9 @@ class StoreError(RuntimeError):
     """The store cannot be used as asked; the message names the root or artifact and the reason."""
 
 
+class NoSuchRootError(StoreError):
+    """The root is in a bucket that does not exist."""
+
+
 class CorruptArtifactError(StoreError):
     """A committed artifact's files are not what its manifest says."""

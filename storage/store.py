@@ -6,25 +6,34 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
+import re
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from polyepo.schemas import SCHEMA_VERSION, TABLES, VALUES
 from storage.errors import CorruptArtifactError, StoreError
-from storage.files import open_files
-from storage.layout import AnyKey, ArtifactKey, check_name, stage_path
+from storage.files import Files, open_files
+from storage.layout import AnyKey, ArtifactKey, check_name, is_name, stage_path
 from storage.manifest import FileEntry, Manifest, Provenance
 
+_LOG = logging.getLogger(__name__)
+_Key = TypeVar("_Key", bound=AnyKey)
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+_STEP = re.compile(r"step=[0-9]+")
 _ROW_GROUP_BYTES = 64 << 20
 _KEPT_BYTES = 256 << 20
 _DICTIONARY_COLUMNS = {
@@ -44,7 +53,6 @@ class Store:
         self.root = root
         self.files = open_files(root, **options)
         self._manifests: dict[str, Manifest] = {}
-        self._absent: set[str] = set()
         self._kept: dict[str, bytes] = {}
         self._pending: dict[str, Future[Manifest]] = {}
         self._uploads = None if self.files.fs is None else ThreadPoolExecutor(4, "upload")
@@ -69,8 +77,8 @@ class Store:
             ValueError: columns or types are not the schema's, a null stands where none may, or a key repeats.
             StoreError: it could not be written; nothing committed before is harmed.
         """
-        if (existing := self._existing(key)) is not None:
-            return existing
+        if (known := self._known(key)) is not None:
+            return known
         table = conform(table, table_name)
         data = table_bytes(table, table_name, provenance)
         entry = FileEntry(
@@ -87,8 +95,8 @@ class Store:
             ValueError: the directory is empty or holds a symbolic link.
             StoreError: it could not be written; nothing committed before is harmed.
         """
-        if (existing := self._existing(key)) is not None:
-            return existing
+        if (known := self._known(key)) is not None:
+            return known
         paths = sorted(path for path in directory.rglob("*") if not path.is_dir())
         if not paths or any(path.is_symlink() for path in paths):
             raise ValueError(f"directory {str(directory)!r} must hold files, and no symbolic links")
@@ -131,6 +139,11 @@ class Store:
         """Whether an artifact is committed."""
         return self.manifest(key) is not None
 
+    def committed(self, keys: Iterable[_Key]) -> list[_Key]:
+        """Those artifacts that are committed, in their order; asked for side by side."""
+        keys = list(keys)
+        return [key for key, there in zip(keys, self.each(self.exists, keys), strict=True) if there]
+
     def read_table(self, key: AnyKey, columns: list[str] | None = None, verify: bool = False) -> pa.Table:
         """A committed table, or some of its columns.
 
@@ -145,8 +158,29 @@ class Store:
         """
         manifest = self._committed(key)
         parts = [self._checked(manifest, entry, verify) for entry in manifest.files]
-        tables = [_read_part(part, columns, manifest.table) for part in parts]
+        try:
+            tables = [_read_part(part, columns, manifest.table) for part in parts]
+        except (pa.ArrowException, OSError) as error:
+            raise CorruptArtifactError(f"{key.path} is no valid Parquet: {error}") from error
         return tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="default")
+
+    def read_tables(self, keys: Iterable[AnyKey], columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Committed tables in the order of their keys, a few read ahead: on object storage many requests at a time.
+
+        Raises:
+            StoreError, CorruptArtifactError: as `read_table`, where the table would come.
+        """
+        return self.each(lambda key: self.read_table(key, columns), keys)
+
+    def fetch(self, keys: Iterable[AnyKey]) -> None:
+        """Bring committed tables of object storage near, side by side: who reads them next asks for nothing.
+
+        Raises:
+            StoreError, CorruptArtifactError: as `read_table`.
+        """
+        if self.files.fs is not None:
+            for _ in self.each(self._fetch, keys):
+                pass
 
     def local_files(self, key: AnyKey) -> Path:
         """A local directory with the files of a committed artifact; read-only by convention.
@@ -168,9 +202,15 @@ class Store:
         self, run: str, stage: str, partition: tuple[tuple[str, str], ...] = (), shard: int | None = None
     ) -> list[int]:
         """Steps of a stage that are committed, in order; of a sharded stage, those whose `shard` is."""
-        names = self.files.names(stage_path(run, stage, partition))
-        steps = [int(name.removeprefix("step=")) for name in names if name.startswith("step=")]
-        return [step for step in steps if self.exists(ArtifactKey(run, stage, step, partition, shard))]
+        folder = stage_path(run, stage, partition)
+        for path in list(self._pending):
+            if path.startswith(f"{folder}/"):
+                self._arrived(path)
+        # One listing tells of all of them, where their manifests would be a request each.
+        end = "/manifest.json" if shard is None else f"/shard={shard:03d}/manifest.json"
+        paths = (file.path[len(folder) + 1 :] for file in self.files.find(folder))
+        names = (path.removesuffix(end) for path in paths if path.endswith(end))
+        return sorted(int(name.removeprefix("step=")) for name in names if _STEP.fullmatch(name))
 
     def shards(self, run: str, stage: str, step: int, partition: tuple[tuple[str, str], ...] = ()) -> list[int]:
         """Shards of a step that are committed, in order."""
@@ -180,7 +220,15 @@ class Store:
 
     def runs(self) -> list[str]:
         """Names of all runs."""
-        return [run for run in self.files.names("runs") if self.files.exists(f"runs/{run}/run.json")]
+        names = [name for name in self.files.names("runs") if is_name(name)]
+        there = self.each(lambda run: self.files.exists(f"runs/{run}/run.json"), names)
+        return [run for run, is_run in zip(names, there, strict=True) if is_run]
+
+    def run_records(self, runs: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+        """The records of all runs, or of some, by name. One that cannot be read is left out, with a warning."""
+        names = [name for name in self.files.names("runs") if is_name(name)] if runs is None else runs
+        records = zip(names, self.each(self._record_or_none, names), strict=True)
+        return {run: record for run, record in records if record is not None}
 
     def run_record(self, run: str) -> dict[str, Any] | None:
         """What was written when the run was made, or None if there is no such run.
@@ -193,7 +241,9 @@ class Store:
             record = json.loads(self.files.read(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except ValueError as error:
+        except OSError as error:
+            raise CorruptArtifactError(f"{path} cannot be read: {error.strerror or error}") from None
+        except (ValueError, RecursionError) as error:
             raise CorruptArtifactError(f"{path} is no valid JSON: {error}") from None
         if not isinstance(record, dict):
             raise CorruptArtifactError(f"{path} must be a JSON object, but is {type(record).__name__}")
@@ -217,6 +267,17 @@ class Store:
                 "overwrite each other's artifacts. Use a store that has it."
             )
 
+    def each(self, function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
+        """What a function gives for each item, in their order; called side by side, a little ahead of the reader."""
+        with ThreadPoolExecutor(self.files.parallel) as pool:
+            ahead: deque[Future[_R]] = deque()
+            for item in items:
+                ahead.append(pool.submit(function, item))
+                if len(ahead) > 2 * self.files.parallel:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
     # --- inside
 
     def _arrived(self, path: str) -> Manifest | None:
@@ -228,22 +289,26 @@ class Store:
         finally:
             self._pending.pop(path, None)
 
-    def _existing(self, key: AnyKey) -> Manifest | None:
-        """The manifest, if there is one; whoever was told that there is none need not be told again."""
-        if key.path in self._absent:
-            self._absent.discard(key.path)
+    def _known(self, key: AnyKey) -> Manifest | None:
+        """The manifest, if it is in memory or on a local disk. On object storage whoever commits has asked before."""
+        return self._manifests.get(key.path) or (self._stored(key.path) if self.files.fs is None else None)
+
+    def _fetch(self, key: AnyKey) -> None:
+        manifest = self._committed(key)
+        for entry in manifest.files:
+            self._checked(manifest, entry, verify=False)
+
+    def _record_or_none(self, run: str) -> dict[str, Any] | None:
+        try:
+            return self.run_record(run)
+        except CorruptArtifactError as error:
+            _LOG.warning("%s; run %s is left out", error, run)
             return None
-        return self._manifests.get(key.path) or self._stored(key.path)
 
     def _stored(self, path: str) -> Manifest | None:
-        try:
-            manifest = Manifest.model_validate_json(self.files.read(f"{path}/manifest.json"))
-        except (FileNotFoundError, NotADirectoryError):
-            if len(self._absent) >= 256:
-                self._absent.clear()
-            self._absent.add(path)
-            return None
-        self._remember(manifest)
+        manifest = read_manifest(self.files, path)
+        if manifest is not None:
+            self._remember(manifest)
         return manifest
 
     def _commit(
@@ -282,9 +347,9 @@ class Store:
             # The files stay: the manifest may be there all the same, or come to be there yet.
             raise self._uncommitted(key, error) from error
         if not won:
-            self._discard(folder)
             if (winner := self._stored(key.path)) is None:
                 raise StoreError(f"{key.path} is committed under root {self.root!r}, but its manifest is gone")
+            self._discard(folder)
             return winner
         for entry, content in files:
             if isinstance(content, bytes):
@@ -330,6 +395,8 @@ class Store:
             data = self.files.read(path)
         except FileNotFoundError:
             raise CorruptArtifactError(f"{path} is named by its manifest, but missing") from None
+        except OSError as error:
+            raise CorruptArtifactError(f"{path} cannot be read: {error.strerror or error}") from None
         if len(data) != entry.size:
             raise CorruptArtifactError(f"{path} must have {entry.size} bytes, but has {len(data)}")
         if verify and (found := hashlib.sha256(data).hexdigest()) != entry.sha256:
@@ -342,6 +409,29 @@ class Store:
 def open_store(root: str) -> Store:
     """The store of a root, one object per root and process."""
     return Store(root)
+
+
+def read_manifest(files: Files, path: str) -> Manifest | None:
+    """The manifest in an artifact's folder, or None if there is none.
+
+    Raises:
+        CorruptArtifactError: it cannot be read, or it is another artifact's.
+    """
+    try:
+        manifest = Manifest.model_validate_json(files.read(f"{path}/manifest.json"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise CorruptArtifactError(f"{path}/manifest.json cannot be read: {error.strerror or error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "it"
+        raise CorruptArtifactError(
+            f"{path}/manifest.json cannot be read as a manifest: {field}: {first['msg']}"
+        ) from None
+    if manifest.path != path:
+        raise CorruptArtifactError(f"{path}/manifest.json belongs to {manifest.path}")
+    return manifest
 
 
 def conform(table: pa.Table, table_name: str) -> pa.Table:
@@ -388,10 +478,10 @@ def check_keys(table: pa.Table, table_name: str, schema: pa.Schema) -> None:
             )
     by: list[str] = [name for name in ("run", "step", "split", "problem_id", "sample") if name in schema.names]
     if "sample" in by or table_name == "problems":
-        repeated = table.group_by(by).aggregate([([], "count_all")])
-        repeated = repeated.filter(pc.field("count_all") > 1)
-        if repeated.num_rows:
-            raise ValueError(f"table {table_name}: key {repeated.select(by).slice(0, 1).to_pylist()[0]} repeats")
+        repeated = table.group_by(by, use_threads=False).aggregate([([], "count_all")])
+        if repeated.num_rows < table.num_rows:
+            first = repeated.filter(pc.field("count_all") > 1).select(by).slice(0, 1).to_pylist()[0]
+            raise ValueError(f"table {table_name}: key {first} repeats")
 
 
 def table_bytes(table: pa.Table, table_name: str, provenance: Provenance) -> bytes:

@@ -6,6 +6,8 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -23,17 +25,30 @@ class _Commands(TyperGroup):
         except Exception as error:
             from flows.views.terminal import safe_text
             from storage import StoreError
+            from storage.errors import NoSuchRootError
 
             if isinstance(error, StoreError):
-                fail(Console(), safe_text(error))
+                fail(Console(), safe_text(error), code=2 if isinstance(error, NoSuchRootError) else 1)
             raise
 
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-RootOption = Annotated[
-    str, typer.Option(help="Where artifacts are: a path or s3://bucket/prefix.", envvar="POLYEPO_ROOT")
-]
+
+def _existing(root: str) -> str:
+    """A root that can be read. A bucket answers for itself."""
+    path = root.removeprefix("file://")
+    if "://" not in path and not Path(path).expanduser().is_dir():
+        what = "is a file" if Path(path).expanduser().exists() else "does not exist"
+        fail(Console(), f"root {root!r} {what}: give the folder of a store by --root or POLYEPO_ROOT", code=2)
+    return root
+
+
+_ROOT: dict[str, Any] = {"help": "Where artifacts are: a path or s3://bucket/prefix.", "envvar": "POLYEPO_ROOT"}
+RootOption = Annotated[str, typer.Option(**_ROOT)]
+"""Of commands that make the root."""
+ExistingRoot = Annotated[str, typer.Option(**_ROOT, callback=_existing)]
+"""Of commands that read what is there."""
 
 
 @app.callback()
@@ -69,6 +84,16 @@ def shell_command(program: str, *arguments: str) -> str:
         return shlex.join([program, *arguments])
     path = folder / program
     return shlex.join([str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path), *arguments])
+
+
+@contextmanager
+def progress(words: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, while the block tells it how much is done of how much; nothing where nobody looks."""
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(words, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def fail(console: Console, message: str, code: int = 1) -> NoReturn:

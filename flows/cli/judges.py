@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from flows.cli.base import RootOption, app, fail, quiet_prefect, shell_command
+from flows.cli.base import ExistingRoot, app, fail, quiet_prefect, shell_command
 
 _SAY_EVERY_S = 10.0
 
@@ -24,7 +24,7 @@ def compare(
     run: str,
     judge_a: Annotated[str, typer.Argument(help="A judge, or one scoring of its labels.")],
     judge_b: Annotated[str, typer.Argument(help="Another judge, or another scoring.")],
-    root: RootOption = "artifacts",
+    root: ExistingRoot = "artifacts",
 ) -> None:
     """Compare two judges of the same rollouts: agreement, clusters, advantages, the prompts that differ most."""
     from polyepo.config import ConfigError
@@ -104,7 +104,7 @@ def judge_sheet(
     output: Annotated[Path, typer.Option("--output", "-o", help="The CSV file to write.")] = Path("sheet.csv"),
     prompts: Annotated[int, typer.Option(min=1, help="Prompts in the sheet, each problem at most once.")] = 50,
     seed: int = 0,
-    root: RootOption = "artifacts",
+    root: ExistingRoot = "artifacts",
 ) -> None:
     """Write a blind sheet of a run's responses for labels by hand, which is then a judge like any other."""
     from polyepo.config import ConfigError

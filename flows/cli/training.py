@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from flows.cli.base import RootOption, app, fail, parse_settings, quiet_prefect, shell_command
+from flows.cli.base import ExistingRoot, RootOption, app, fail, parse_settings, quiet_prefect, shell_command
 
 
 @app.command()
@@ -174,7 +174,7 @@ def experiment(
 
 
 @app.command()
-def summary(run: str, root: RootOption = "artifacts") -> None:
+def summary(run: str, root: ExistingRoot = "artifacts") -> None:
     """Print a run's held-out results, next to the base model's; for a config with arms, all of them."""
     from polyepo.config import ConfigError
 

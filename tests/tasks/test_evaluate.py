@@ -14,7 +14,7 @@ from polyepo.config import ConfigError, parse_config
 from polyepo.judges import AnswerJudge, Judge, Label, ProgramJudge
 from polyepo.schemas import EVALS
 from storage import Catalog, connect
-from storage.verify import manifests, verify_artifact
+from storage.verify import verify_run
 from tasks.evaluate import evaluate
 from tasks.runs import evaluations
 from tasks.runs.benchmarks import heldout
@@ -64,7 +64,7 @@ def test_an_extension_is_one_larger_evaluation_bit_for_bit(large, tmp_path):
         assert [f.sha256 for f in run.store.manifest(mine).files] == [
             f.sha256 for f in large.store.manifest(theirs).files
         ]
-    assert not [finding for path in manifests(run.store, "run") for finding in verify_artifact(run.store, path)]
+    assert list(verify_run(run.store, "run")) == []
 
 
 def test_an_extension_by_any_number_draws_the_same_samples(large, tmp_path):
