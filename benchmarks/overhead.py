@@ -2,9 +2,9 @@
 
     python benchmarks/overhead.py --steps 1000
 
-Trains the quickstart's Poly-EPO arm as `polyepo train` does, with a server, workers and a database of its own. Times are
-read from the artifacts: from one update's commit to the next, less the seconds that the four stages say they worked. Of
-every process it says how much processor time it took (Linux).
+Trains the quickstart's Poly-EPO arm as `polyepo train` does, with a server, workers and a database of its own. Times
+are read from the artifacts: from one update's commit to the next, less the seconds that the four stages say they
+worked. Of every process it says how much processor time it took (Linux).
 """
 
 from __future__ import annotations
