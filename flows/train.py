@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact
 
-from flows.progress import Progress, link_report, slug
+from flows.progress import LatestRows, Progress, link_report, slug
 from flows.views import findings
 from flows.views.summary import markdown, summarize
 from polyepo.config import load_config
@@ -26,13 +26,15 @@ from tasks.judge import judge
 from tasks.runs.evaluations import evaluation_due
 from tasks.runs.models import warm_start_digest
 from tasks.runs.policies import check_prompts
-from tasks.runs.run import Run, checkpoint_due, create_or_resume
+from tasks.runs.run import Run, checkpoint_due, create_or_resume, open_run
 from tasks.runs.statistics import read_updates
 from tasks.sample import sample
 from tasks.score import score
 from tasks.update import update
 
 DEFAULT_ROOT = "artifacts"
+ARM = "poly-epo-arm"
+"""The flow of one arm. It has a name of its own: what looks after flow runs that died starts their parent again."""
 
 
 @flow(name="poly-epo", flow_run_name="train {run}", persist_result=False)
@@ -55,8 +57,8 @@ def train(config: str, run: str | None = None, root: str | None = None, settings
         if arm.config.policy.warm_start:
             warm_start(root, arm.config, warm_start_digest(arm.config))
         check_prompts(arm)
-    for arm in prepared.values():
-        train_run(arm, progress)
+    for name in prepared:
+        train_arm(root, name, progress)
     stop_servers()  # if it ends otherwise, they end with this process
     progress.finish()
     link_report(root, run, list(prepared))
@@ -65,13 +67,19 @@ def train(config: str, run: str | None = None, root: str | None = None, settings
         create_markdown_artifact(text, key=slug(f"{run}-summary"), description="Summary")
 
 
+@flow(name=ARM, flow_run_name="{run}", persist_result=False, validate_parameters=False)
+def train_arm(root: str, run: str, progress: TrainingProgress) -> None:
+    """Train one run in a flow run of its own, below the one that was asked for: its graph is its steps."""
+    train_run(open_run(root, run), progress)
+
+
 def train_run(run: Run, progress: TrainingProgress) -> None:
     """Train one run to its last step, from wherever it stands."""
     root, name = run.store.root, run.name
     committed = set(run.store.steps(name, "updates"))
     if committed:
         get_run_logger().info("run %s resumes after step %d", name, max(committed))
-    create_link_artifact(_ui_link(run), key=slug(f"{name}-artifacts"), link_text=f"{name}: artifacts")
+    latest = LatestRows(f"{name}-steps", f"{name}: latest steps")
     for step in range(run.config.steps + 1):
         if step and step not in committed:
             train_step(run, step)
@@ -79,7 +87,7 @@ def train_run(run: Run, progress: TrainingProgress) -> None:
             checkpoint(root, name, step)
         if evaluation_due(run, step):
             evaluate(root, name, step)
-        progress.advance(run, step)
+        progress.advance(run, step, latest)
     run.store.wait()  # for the last checkpoint
 
 
@@ -100,37 +108,34 @@ def train_step(run: Run, step: int) -> None:
 
 
 class TrainingProgress(Progress):
-    """Progress in steps, with a table of the latest steps per run."""
+    """Progress in steps, with a table of the latest steps of the arm that is trained."""
 
-    _ROWS = 20
     _COLUMNS = ("step", "reward_mean", "distinct_successful", "loss", "grad_norm", "entropy", "logprob_mismatch",
                 "prompts_ungraded")  # fmt: skip
 
     def __init__(self, run: str, total: int) -> None:
         super().__init__(run, total)
-        self._rows: list[dict[str, Any]] = []
         self._read: list[dict[str, Any]] = []
         """Update rows of the run that goes on, for its findings: of its first and its latest steps."""
         self._warned: set[str] = set()
 
-    def advance(self, run: Run, step: int) -> None:
+    def advance(self, run: Run, step: int, latest: LatestRows) -> None:
         """Count a finished step, and show it if it is time."""
         if step == 0:
-            self._rows, self._read, self._warned = [], [], set()
+            self._read, self._warned = [], set()
             return
         self.done += 1
-        if not self.is_time() and step != run.config.steps:
+        last = step == run.config.steps
+        if not self.is_time() and not last:
             return
         row = run.store.read_table(run.key("updates", step), list(self._COLUMNS)).to_pylist()[0]
-        shown = {name: None if value is None else round(value, 5) for name, value in row.items()}
-        self._rows = [*self._rows, shown][-self._ROWS :]
+        latest.add({name: None if value is None else round(value, 5) for name, value in row.items()}, show=last)
         self.say(
             f"{run.name} · step {step}/{run.config.steps} · reward {_number(row['reward_mean'], 2)} · "
             f"successful strategies {_number(row['distinct_successful'], 1)}"
             + (f" · {row['prompts_ungraded']} prompts not graded" if row["prompts_ungraded"] else "")
             + self._warn(run, step)
         )
-        create_table_artifact(self._rows, key=slug(f"{run.name}-steps"), description=f"{run.name}: latest steps")
 
     def _warn(self, run: Run, step: int) -> str:
         """What is wrong by the steps so far: in the log when it is found, and how much of it there is in the line."""
@@ -147,8 +152,3 @@ class TrainingProgress(Progress):
 
 def _number(value: float | None, digits: int) -> str:
     return "unknown" if value is None else f"{value:.{digits}f}"
-
-
-def _ui_link(run: Run) -> str:
-    url = run.store.files.url(f"runs/{run.name}")
-    return url if "://" in url else Path(url).as_uri()
