@@ -67,6 +67,7 @@ def evaluate(
     if config:
         check_prompts(opened)  # a run's own prompts were checked before it was trained
     chosen_step = choose_step(opened, step)
+    opened = opened.owner(chosen_step)  # of a step before a fork, the run that made it
     problems = add_benchmark(opened, benchmark, chosen_step)
     if run and (warning := leakage(opened, problems)):
         get_run_logger().warning("%s", warning)

@@ -155,7 +155,11 @@ class _LiveBytes(TorchDispatchMode):
 
 def _options(policy: PolicyConfig) -> dict[str, Any]:
     local = Path(policy.model or "").is_dir() or not _hub_answers()
-    return {"trust_remote_code": policy.trust_remote_code, "local_files_only": local}
+    return {
+        "trust_remote_code": policy.trust_remote_code,
+        "revision": policy.revision or "main",
+        "local_files_only": local,
+    }
 
 
 @cache

@@ -11,8 +11,8 @@ from rich.table import Table
 from polyepo.config import ConfigError, EvaluationConfig
 from polyepo.metrics import div_at_k, pass_at_k
 from polyepo.objectives import DEGENERATE
-from storage import open_store
 from tasks.runs.evaluations import HELDOUT, read_evaluation
+from tasks.runs.groups import members
 from tasks.runs.run import Run, open_run
 
 STAGES = ("sample", "judge", "score", "update")
@@ -40,9 +40,9 @@ class Summary:
 
 
 def summarize(root: str, run: str) -> Summary:
-    """Summarize a run, or all of `{run}-{arm}`. Raises ConfigError if there is none, or no held-out evaluation."""
-    runs = [open_run(root, name) for name in runs_named(root, run)]
-    rows = [_row(arm, max(arm.store.steps(arm.name, "updates"), default=0), run) for arm in runs]
+    """Summarize a run, or a configuration's arms. Raises ConfigError if there is none, or no held-out evaluation."""
+    runs = [open_run(root, name) for name in members(root, run)]
+    rows = [_row(arm, arm.last_step(), run) for arm in runs]
     base = _row(runs[0], 0, run)
     config = runs[0].config.evaluation or EvaluationConfig()
     held_out = len(runs[0].split("heldout")[: config.max_problems])
@@ -66,20 +66,6 @@ def markdown(summary: Summary) -> str:
     header, *body = _cells(summary)
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
     return "\n".join([_title(summary), "", *("| " + " | ".join(cells) + " |" for cells in lines)])
-
-
-def runs_named(root: str, name: str) -> list[str]:
-    """A run, or the arms of a configuration, `{name}-{arm}`. Raises ConfigError if there is neither."""
-    names = [run for run in open_store(root).runs() if run == name] or _arms(root, name)
-    if not names:
-        raise ConfigError(f"run {name!r} does not exist under {root!r}")
-    return names
-
-
-def _arms(root: str, run: str) -> list[str]:
-    names = [name for name in open_store(root).runs() if name.startswith(f"{run}-")]
-    # In the order in which they were made, which is the order of the configuration.
-    return sorted(names, key=lambda name: str((open_store(root).run_record(name) or {}).get("created_at")))
 
 
 def _row(run: Run, step: int, config_run: str) -> Row:

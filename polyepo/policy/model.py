@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from polyepo.config import ConfigError, PolicyConfig, SamplingConfig, UpdateConfig
 from polyepo.domains import Problem
+from polyepo.policy.source import check_device, check_model_directory, resolve_device
 
 
 @dataclass
@@ -55,11 +56,12 @@ def load_policy(source: str | Path, config: PolicyConfig, update: UpdateConfig) 
     """Load a Hugging Face causal language model as a policy with a fresh optimizer.
 
     Raises:
-        ConfigError: the directory or hub id holds no usable model, weights or tokenizer.
+        ConfigError: the directory or hub id holds no usable model, weights or tokenizer, or there is no such device.
     """
     limit_threads(config.num_threads)
-    _check_model_directory(source)
-    options = {"trust_remote_code": config.trust_remote_code}
+    check_model_directory(source)
+    check_device(config.device)
+    options = {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, config.dtype), **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -67,11 +69,8 @@ def load_policy(source: str | Path, config: PolicyConfig, update: UpdateConfig) 
         raise ConfigError(f"policy.model {str(source)!r} cannot be loaded: {error}") from error
     if not tokenizer("1")["input_ids"]:  # transformers makes an empty one where there is none
         raise ConfigError(f"policy.model {str(source)!r} has no tokenizer with it: put its files into the directory")
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     # eval() for good: dropout in the update would make its log-probabilities differ from the sampler's.
-    model = model.to(device).eval()
+    model = model.to(resolve_device(config.device)).eval()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=update.lr, betas=update.betas, weight_decay=update.weight_decay
     )
@@ -271,18 +270,6 @@ def _cut_padding(model: Any, tokenizer: Any) -> range:
     if padding:
         model.register_forward_hook(cut)
     return padding
-
-
-def _check_model_directory(source: str | Path) -> None:
-    path = Path(source)
-    if not path.is_dir():
-        if str(source).startswith((".", "/", "~")):
-            raise ConfigError(f"policy.model {str(source)!r}: no such directory")
-        return
-    if not (path / "config.json").is_file():
-        raise ConfigError(f"policy.model {str(source)!r} has no config.json: it is no Hugging Face model directory")
-    if not any(path.glob("*.safetensors")):
-        raise ConfigError(f"policy.model {str(source)!r} has no weights: a *.safetensors file is needed")
 
 
 def _eos_token_ids(model: Any, tokenizer: Any, source: str) -> frozenset[int]:

@@ -65,7 +65,7 @@ def test_the_papers_settings():
         ({"sampler": {"name": "vllm"}}, "exactly one of sampler.launch and sampler.base_urls"),
         ({"sampler": {"name": "vllm", "base_urls": ["gpu:8000"]}}, "'gpu:8000' must begin with http://"),
         ({"sampler": {"name": "vllm", "base_urls": ["http://gpu:8000"]}}, "base_urls need weights_dir"),
-        ({"sampler": {"name": "vllm", "launch": {}}}, r"sampler\.vllm\.launch\.python: Field required"),
+        ({"sampler": {"name": "vllm", "launch": {}}}, r"sampler\.launch\.python: Field required"),
         ({"arms": {"a/b": {}}}, "arms: name 'a/b'"),
         ({"arms": {"a": {"scoring": {"method": "poly_epo", "set_size": 9}}}}, "set_size"),
     ],
