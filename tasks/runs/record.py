@@ -74,6 +74,11 @@ def recorded_config(name: str, record: dict[str, Any]) -> RunConfig:
     return config.model_copy(update={"policy": config.policy.model_copy(update={"revision": revision})})
 
 
+def recorded_arm(record: dict[str, Any]) -> Arm | None:
+    """The run's place among the arms of its configuration."""
+    return Arm(record["group"], record["arm"], record["arms"]) if record.get("group") else None
+
+
 def recorded_parent(record: dict[str, Any]) -> Parent | None:
     """The run that this one was forked from."""
     parent = record.get("parent")

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from polyepo.domains import Domain
+from polyepo.errors import ConfigError
 from polyepo.judges.base import CallLog, Estimate, Group, Judge, Label, MissingLabels
 from polyepo.judges.llm.limits import JudgeError
 from polyepo.judges.llm.prompt import PLACEHOLDERS, RENDERING_VERSION, all_examples, default_template
@@ -189,6 +190,13 @@ class LLMJudge(Judge):
                 f"judge.api_key_env: the environment variable {self.api_key_env} is not set; put the API key there"
             )
         return key
+
+    def check_ready(self) -> None:
+        """Raise ConfigError if the API key is not set."""
+        try:
+            self.api_key()
+        except JudgeError as error:
+            raise ConfigError(str(error)) from None
 
     def label(self, domain: Domain, groups: Sequence[Group], calls: CallLog | None = None) -> list[list[Label]]:
         """Exactly one label per response, in the responses' order, for each group.
