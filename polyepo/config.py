@@ -436,6 +436,16 @@ def parse_config(raw: dict[str, Any], source: str = "config") -> Config:
     return validated(Config, raw, source)
 
 
+def parse_run(raw: dict[str, Any], source: str) -> RunConfig:
+    """Validate the description of a single run; raises ConfigError as `load_config` does."""
+    run: RunConfig = validated(RunConfig, raw, source)
+    try:
+        _check_updates_survive(run)
+    except ValueError as error:
+        raise ConfigError(f"{source} cannot be used:\n  {error}") from None
+    return run
+
+
 def load_judge(path: str | Path) -> AnyJudge:
     """Read a judge's description from a YAML file. Raises ConfigError as `load_config` does."""
     return validated(AnyJudge, read_yaml(path), str(path))

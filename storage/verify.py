@@ -25,9 +25,16 @@ class Finding(NamedTuple):
 
 
 def manifests(store: Store, run: str) -> list[str]:
-    """Paths of a run's committed artifacts."""
+    """Paths of a run's committed artifacts; of a fork also those of its parent, up to the step that it shares."""
     suffix = "/manifest.json"
-    return [file.path.removesuffix(suffix) for file in store.files.find(f"runs/{run}") if file.path.endswith(suffix)]
+    paths = [file.path.removesuffix(suffix) for file in store.files.find(f"runs/{run}") if file.path.endswith(suffix)]
+    if parent := (store.run_record(run) or {}).get("parent"):
+        paths += [path for path in manifests(store, parent["run"]) if _step(path) <= parent["step"]]
+    return paths
+
+
+def _step(path: str) -> int:
+    return next((int(part.removeprefix("step=")) for part in path.split("/") if part.startswith("step=")), 0)
 
 
 def verify_artifact(store: Store, path: str) -> Iterator[Finding]:

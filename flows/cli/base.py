@@ -25,7 +25,7 @@ class _Commands(TyperGroup):
         except PolyepoError as error:
             from flows.views.terminal import safe_text
 
-            fail(Console(), safe_text(error), error.exit_code)
+            fail(Console(), "\n".join(map(safe_text, str(error).splitlines())), error.exit_code)
 
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

@@ -8,13 +8,10 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
-from huggingface_hub import constants
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -23,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 from polyepo.config import PolicyConfig, RunConfig
 from polyepo.policy import warm_start
 from polyepo.policy.model import gradient_checkpointing, response_logprobs
+from polyepo.policy.source import hub_answers
 
 
 class UnknownError(Exception):
@@ -154,24 +152,12 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def _options(policy: PolicyConfig) -> dict[str, Any]:
-    local = Path(policy.model or "").is_dir() or not _hub_answers()
+    local = Path(policy.model or "").is_dir() or not hub_answers()
     return {
         "trust_remote_code": policy.trust_remote_code,
         "revision": policy.revision or "main",
         "local_files_only": local,
     }
-
-
-@cache
-def _hub_answers() -> bool:
-    """Asked once: transformers would try for minutes, for each file."""
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        httpx.head(constants.ENDPOINT, timeout=10)
-    except httpx.HTTPError:
-        return False
-    return True
 
 
 def _first(error: Exception) -> str:

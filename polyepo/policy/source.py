@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 
 from polyepo.config import ConfigError, PolicyConfig
@@ -51,14 +52,31 @@ def resolve_revision(model: str, revision: str | None) -> str:
     from huggingface_hub import hf_hub_download
 
     try:
-        path = hf_hub_download(model, "config.json", revision=revision)
+        path = hf_hub_download(model, "config.json", revision=revision, local_files_only=not hub_answers())
     except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = (
+            str(error).strip().split("\n")[0] if hub_answers() else "it does not answer, and nothing was downloaded"
+        )
         wanted = f"{model!r}" + (f" with policy.revision {revision!r}" if revision else "")
         raise ConfigError(
             f"policy.model {wanted} is no directory here, and no model that the Hugging Face hub gives: {reason}"
         ) from None
     return Path(path).parent.name  # …/snapshots/{commit}/config.json
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether the hub can be asked; found out once, as its own client would try for minutes, for each file."""
+    import httpx
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        httpx.head(constants.ENDPOINT, timeout=10)
+    except httpx.HTTPError:
+        return False
+    return True
 
 
 def files_digest(directory: Path) -> str:

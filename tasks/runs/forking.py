@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from polyepo.config import ConfigError, RunConfig, differences, parse_config, with_settings
+from polyepo.config import ConfigError, RunConfig, differences, parse_run, with_settings
 from polyepo.section import results_only
 from storage import open_store
 from storage.layout import check_name
@@ -32,7 +32,7 @@ def fork(root: str, parent_name: str, step: int, name: str, settings: dict[str, 
     parent = open_run(root, parent_name)
     if not 0 <= step <= parent.last_step():
         raise ConfigError(f"--at {step}: run {parent_name!r} has committed steps 0 to {parent.last_step()}")
-    config = _config(parent, step, name, settings)
+    config = _config(parent, step, settings)
     store.check()
     theirs = store.run_record(parent_name) or {}
     record = run_record(name, config, parent=Parent(parent_name, step))
@@ -48,9 +48,9 @@ def fork(root: str, parent_name: str, step: int, name: str, settings: dict[str, 
     return made
 
 
-def _config(parent: Run, step: int, name: str, settings: dict[str, Any]) -> RunConfig:
+def _config(parent: Run, step: int, settings: dict[str, Any]) -> RunConfig:
     described = parent.config.model_dump(mode="json")
-    config = parse_config(with_settings(described, settings), f"a fork of run {parent.name!r}").runs(name)[name]
+    config = parse_run(with_settings(described, settings), f"a fork of run {parent.name!r}")
     for change in differences(results_only(parent.config), results_only(config)):
         if change.startswith(NOT_FORKED) and not change.startswith("domain"):
             raise ConfigError(f"a fork has the weights of its parent, so this cannot be another: {change}")

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from polyepo.config import ConfigError, RunConfig, load_config, parse_config, with_settings
+from polyepo.config import ConfigError, RunConfig, load_config, parse_run, with_settings
 from polyepo.domains import Problem
 from polyepo.policy.source import check_device, identify
 from storage import Store, open_store
@@ -47,13 +47,14 @@ def describe(root: str, config: str | Path | None, run: str | None, settings: di
         loaded = load_config(config, settings)
         name = run or Path(config).stem
         runs = loaded.runs(name)
-        arms = {f"{name}-{arm}": Arm(name, arm, list(loaded.arms)) for arm in loaded.arms}
-        return Training(name, runs, {run: arms.get(run) for run in runs})
+        named = {f"{name}-{arm}": Arm(name, arm, list(loaded.arms)) for arm in loaded.arms}
+        return Training(name, runs, {run: named.get(run) for run in runs})
     if run is None:
         raise ConfigError("give a configuration, or the name of a run that exists")
     records = {name: open_store(root).run_record(name) or {} for name in members(root, run)}
-    configs = {name: _recorded(name, record, settings or {}) for name, record in records.items()}
-    return Training(run, configs, {name: recorded_arm(record) for name, record in records.items()})
+    arms = {name: recorded_arm(record) for name, record in records.items()}
+    configs = {name: _recorded(name, records[name], arms[name], settings or {}) for name in records}
+    return Training(run, configs, arms)
 
 
 def check(root: str, training: Training) -> None:
@@ -123,10 +124,16 @@ def check_model(config: RunConfig, problems: Iterable[Problem]) -> None:
     check_encoded(encode, model_config, problems, config.sampling, "domain")
 
 
-def _recorded(name: str, record: dict[str, Any], settings: dict[str, Any]) -> RunConfig:
+def _recorded(name: str, record: dict[str, Any], arm: Arm | None, settings: dict[str, Any]) -> RunConfig:
+    """A run's configuration as recorded, with settings replaced; `arms.{arm}.` before a name means one arm alone."""
     if not settings:
         return recorded_config(name, record)
-    return parse_config(with_settings(record["config"], settings), f"the settings of run {name!r}").runs(name)[name]
+    own = {}
+    for key, value in settings.items():
+        whose = next((a for a in (arm.arms if arm else []) if key.startswith(f"arms.{a}.")), None)
+        if whose is None or (arm and whose == arm.arm):
+            own[key.removeprefix(f"arms.{whose}.")] = value
+    return parse_run(with_settings(record["config"], own), f"run {name!r} with these settings")
 
 
 def _check_group(store: Store, training: Training) -> None:
