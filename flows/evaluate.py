@@ -14,6 +14,7 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
+from flows.outcome import ends_plainly
 from flows.progress import Progress, link_report, slug
 from flows.views.results import markdown, results
 from polyepo.config import ConfigError, load_judge
@@ -26,6 +27,7 @@ from tasks.runs.run import open_run
 
 
 @flow(name="poly-epo", flow_run_name="evaluate {benchmark}", persist_result=False)
+@ends_plainly
 def evaluate(
     run: str | None = None,
     model: str | None = None,
@@ -67,6 +69,7 @@ def evaluate(
     if config:
         check_prompts(opened)  # a run's own prompts were checked before it was trained
     chosen_step = choose_step(opened, step)
+    opened = opened.owner(chosen_step)  # of a step before a fork, the run that made it
     problems = add_benchmark(opened, benchmark, chosen_step)
     if run and (warning := leakage(opened, problems)):
         get_run_logger().warning("%s", warning)

@@ -14,6 +14,7 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from flows import follow
+from flows.outcome import REFUSED, STOPPED
 from flows.services import local_stack
 from flows.views.summary import Row, summarize
 from polyepo.experiment import Experiment
@@ -34,6 +35,7 @@ def run_experiment(experiment: Experiment, root: str, jobs: int, console: Consol
     waiting = list(experiment.seeds)
     active: dict[int, follow.Followed] = {}
     failed: list[str] = []
+    resumable = True
     local_stack.start(say)
     with local_stack.api_client() as client, follow.Bars(console) as bars:
         while waiting or active:
@@ -48,10 +50,13 @@ def run_experiment(experiment: Experiment, root: str, jobs: int, console: Consol
                     if run.state["type"] != "COMPLETED":
                         state = f"{run.state['type'].lower()}: {run.state.get('message') or ''}"
                         failed.append(f"seed {seed}, flow run {run.flow_run_id}: {state}")
+                        resumable &= run.state.get("name") not in (REFUSED, STOPPED)
             if active:
                 time.sleep(follow.POLL_SECONDS)
     if failed:
-        raise local_stack.StackError("\n".join(failed))
+        error = local_stack.StackError("\n".join(failed))
+        error.resumable = resumable
+        raise error
 
 
 def _start(experiment: Experiment, seed: int, root: str) -> str:

@@ -8,16 +8,15 @@ A run that exists with the same configuration is resumed: whatever is committed 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
+from flows.outcome import ends_plainly
 from flows.progress import LatestRows, Progress, link_report, slug
 from flows.views import findings
 from flows.views.summary import markdown, summarize
-from polyepo.config import load_config
 from polyepo.findings import RECENT, Severity, training_findings
 from polyepo.samplers.vllm import stop_servers
 from tasks.checkpoint import checkpoint, warm_start
@@ -26,7 +25,8 @@ from tasks.judge import judge
 from tasks.runs.evaluations import evaluation_due
 from tasks.runs.models import warm_start_digest
 from tasks.runs.policies import check_prompts
-from tasks.runs.run import Run, checkpoint_due, create_or_resume, open_run
+from tasks.runs.preflight import describe, prepare
+from tasks.runs.run import Run, checkpoint_due, open_run
 from tasks.runs.statistics import read_updates
 from tasks.sample import sample
 from tasks.score import score
@@ -38,20 +38,24 @@ ARM = "poly-epo-arm"
 
 
 @flow(name="poly-epo", flow_run_name="train {run}", persist_result=False)
-def train(config: str, run: str | None = None, root: str | None = None, settings: dict[str, Any] | None = None) -> None:
+@ends_plainly
+def train(
+    config: str | None = None, run: str | None = None, root: str | None = None, settings: dict[str, Any] | None = None
+) -> None:
     """Train the run that a configuration describes, or one run per arm.
 
     Args:
-        config: path of a YAML file.
+        config: path of a YAML file; not needed for runs that exist, which know their own.
         run: name of the run; the file's name if not given. Arms are called `{run}-{arm}`.
         root: where artifacts go: a path or s3://bucket/prefix; $POLYEPO_ROOT or "artifacts" if not given.
         settings: values that replace the file's, by dotted name, such as {"seed": 1, "domain.path": "24.csv"}.
     """
-    run, root = run or Path(config).stem, root or os.environ.get("POLYEPO_ROOT", DEFAULT_ROOT)
-    configs = load_config(config, settings).runs(run)
-    progress = TrainingProgress(run, total=sum(c.steps for c in configs.values()))
+    root = root or os.environ.get("POLYEPO_ROOT", DEFAULT_ROOT)
+    training = describe(root, config, run, settings)
+    run = training.name
     # Everything that can be refused is refused before any work starts.
-    prepared = {name: create_or_resume(root, name, run_config) for name, run_config in configs.items()}
+    prepared = {arm.name: arm for arm in prepare(root, training)}
+    progress = TrainingProgress(run, total=sum(arm.config.steps for arm in prepared.values()))
     for name, arm in prepared.items():
         progress.say(f"{name} · base model")
         if arm.config.policy.warm_start:
@@ -77,10 +81,10 @@ def train_run(run: Run, progress: TrainingProgress) -> None:
     """Train one run to its last step, from wherever it stands."""
     root, name = run.store.root, run.name
     committed = set(run.store.steps(name, "updates"))
-    if committed:
-        get_run_logger().info("run %s resumes after step %d", name, max(committed))
+    if last := run.last_step():
+        get_run_logger().info("run %s goes on after step %d", name, last)
     latest = LatestRows(f"{name}-steps", f"{name}: latest steps")
-    for step in range(run.config.steps + 1):
+    for step in range(run.first_step if run.forked_from else 0, run.config.steps + 1):
         if step and step not in committed:
             train_step(run, step)
         if checkpoint_due(run, step):

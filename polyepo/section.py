@@ -37,3 +37,19 @@ def operational(section: type[BaseModel]) -> set[str]:
     """Names of a section's settings that change no result."""
     fields = section.model_fields.items()
     return {name for name, field in fields if any(isinstance(mark, Operational) for mark in field.metadata)}
+
+
+def results_only(section: BaseModel) -> dict[str, Any]:
+    """A section as JSON values, without its operational settings: what decides what comes out."""
+    return _without_operational(section, section.model_dump(mode="json"))
+
+
+def _without_operational(section: BaseModel, dumped: dict[str, Any]) -> dict[str, Any]:
+    kept = {}
+    for name, field in type(section).model_fields.items():
+        # A default that older versions did not have is left out of the dump.
+        if name not in dumped or any(isinstance(mark, Operational) for mark in field.metadata):
+            continue
+        value = getattr(section, name)
+        kept[name] = _without_operational(value, dumped[name]) if isinstance(value, BaseModel) else dumped[name]
+    return kept

@@ -50,7 +50,11 @@ _RUN_COLUMNS: list[tuple[str, pa.DataType]] = [
     ("seed", pa.int64()),
     ("config_hash", pa.string()),
     ("code_version", pa.string()),
-    ("config", pa.string()),  # JSON
+    ("config", pa.string()),  # JSON, with the latest settings
+    ("arm_of", pa.string()),  # the configuration that the run is an arm of
+    ("arm", pa.string()),
+    ("parent", pa.string()),  # the run it was forked from; its steps up to parent_step are found under that name
+    ("parent_step", pa.int32()),
 ]
 _DUCKDB_TYPES = {
     "string": "VARCHAR",
@@ -235,7 +239,9 @@ class Catalog:
         config = config if isinstance(config, dict) else {}
         domain = config.get("domain")
         last_stage = "rollouts" if "imported" in record else "updates"
-        steps_done = sum(table.stage == last_stage for table in tables)
+        parent = record.get("parent")
+        parent = parent if isinstance(parent, dict) else {}
+        steps_done = parent.get("step", 0) + sum(table.stage == last_stage for table in tables)
         steps = config.get("steps")
         finished = steps_done >= (steps if isinstance(steps, int) else 0)
         return [
@@ -254,6 +260,10 @@ class Catalog:
             record.get("config_hash"),
             record.get("code_version"),
             json.dumps(config, sort_keys=True),
+            record.get("group"),
+            record.get("arm"),
+            parent.get("run"),
+            parent.get("step"),
         ]
 
 

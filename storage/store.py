@@ -36,6 +36,7 @@ _R = TypeVar("_R")
 _STEP = re.compile(r"step=[0-9]+")
 _ROW_GROUP_BYTES = 64 << 20
 _KEPT_BYTES = 256 << 20
+_SETTINGS = re.compile(r"[0-9]{3,}\.json")
 _DICTIONARY_COLUMNS = {
     "run", "problem_id", "domain", "split", "judge", "scoring", "objective", "benchmark", "sampler",
     "finish_reason", "status", "macro_strategy", "micro_strategy", "parsed_answer", "prompt_token_ids",
@@ -127,6 +128,17 @@ class Store:
         except OSError as error:
             raise StoreError(f"run {run!r} could not be written under root {self.root!r}: {error}") from error
         return json.loads(self.files.read(path))
+
+    def add_settings(self, run: str, changes: Sequence[str], replaced: dict[str, Any]) -> None:
+        """Note with a run, next to its record, that parts of the record are others from now on."""
+        change = {"changed_at": _now(), "changes": list(changes), "replaced": replaced}
+        data = json.dumps(change, indent=2, sort_keys=True).encode()
+        number = len(self._settings(run))
+        try:
+            while not self.files.create(f"{_settings_folder(run)}/{number:03d}.json", data):
+                number += 1
+        except OSError as error:
+            raise StoreError(f"settings of run {run!r} could not be written under {self.root!r}: {error}") from error
 
     # --- reading
 
@@ -231,23 +243,19 @@ class Store:
         return {run: record for run, record in records if record is not None}
 
     def run_record(self, run: str) -> dict[str, Any] | None:
-        """What was written when the run was made, or None if there is no such run.
+        """What was written when the run was made, with what was replaced since; None if there is no such run.
 
         Raises:
             CorruptArtifactError: the record cannot be read.
         """
-        path = f"runs/{check_name('run', run)}/run.json"
-        try:
-            record = json.loads(self.files.read(path))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise CorruptArtifactError(f"{path} cannot be read: {error.strerror or error}") from None
-        except (ValueError, RecursionError) as error:
-            raise CorruptArtifactError(f"{path} is no valid JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise CorruptArtifactError(f"{path} must be a JSON object, but is {type(record).__name__}")
+        record = self._json(f"runs/{check_name('run', run)}/run.json")
+        for change in self.settings_changes(run) if record is not None else []:
+            record |= change["replaced"]
         return record
+
+    def settings_changes(self, run: str) -> list[dict[str, Any]]:
+        """What was noted by `add_settings`, oldest first: `changed_at`, `changes` in words, and what was `replaced`."""
+        return [self._json(f"{_settings_folder(run)}/{name}") or {"replaced": {}} for name in self._settings(run)]
 
     def check(self) -> None:
         """Make sure at the start that artifacts can be committed here.
@@ -279,6 +287,22 @@ class Store:
                 yield ahead.popleft().result()
 
     # --- inside
+
+    def _json(self, path: str) -> dict[str, Any] | None:
+        try:
+            content = json.loads(self.files.read(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise CorruptArtifactError(f"{path} cannot be read: {error.strerror or error}") from None
+        except (ValueError, RecursionError) as error:
+            raise CorruptArtifactError(f"{path} is no valid JSON: {error}") from None
+        if not isinstance(content, dict):
+            raise CorruptArtifactError(f"{path} must be a JSON object, but is {type(content).__name__}")
+        return content
+
+    def _settings(self, run: str) -> list[str]:
+        return [name for name in self.files.names(_settings_folder(run)) if _SETTINGS.fullmatch(name)]
 
     def _arrived(self, path: str) -> Manifest | None:
         """The manifest of what is being committed in the background, once it is; None if it is not."""
@@ -403,6 +427,10 @@ class Store:
             raise CorruptArtifactError(f"{path} must have sha256 {entry.sha256}, but has {found}")
         self._keep(path, data)
         return data
+
+
+def _settings_folder(run: str) -> str:
+    return f"runs/{check_name('run', run)}/settings"
 
 
 @lru_cache(maxsize=8)

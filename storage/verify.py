@@ -54,10 +54,17 @@ def verify_record(store: Store, run: str) -> Iterator[Finding]:
 
 
 def manifests(store: Store, run: str) -> list[str]:
-    """Paths of a run's committed artifacts."""
+    """Paths of a run's committed artifacts; of a fork also those of its parent, up to the step that it shares."""
     # Where a folder stands in a manifest's place, what is in it tells of it.
     found = (f"{file.path}/".partition("/manifest.json/") for file in store.files.find(f"runs/{run}"))
-    return sorted({path for path, is_manifest, _ in found if is_manifest})
+    paths = {path for path, is_manifest, _ in found if is_manifest}
+    if parent := (store.run_record(run) or {}).get("parent"):
+        paths |= {path for path in manifests(store, parent["run"]) if _step(path) <= parent["step"]}
+    return sorted(paths)
+
+
+def _step(path: str) -> int:
+    return next((int(part.removeprefix("step=")) for part in path.split("/") if part.startswith("step=")), 0)
 
 
 def verify_artifacts(store: Store, paths: list[str]) -> Iterator[list[Finding]]:

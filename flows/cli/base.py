@@ -15,21 +15,19 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from polyepo.errors import ConfigError, PolyepoError
+
 
 class _Commands(TyperGroup):
-    """All commands; a store that cannot be used is one message, whichever of them finds out."""
+    """All commands; an error of ours is one message and an exit code, whichever of them finds out."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except Exception as error:
+        except PolyepoError as error:
             from flows.views.terminal import safe_text
-            from storage import StoreError
-            from storage.errors import NoSuchRootError
 
-            if isinstance(error, StoreError):
-                fail(Console(), safe_text(error), code=2 if isinstance(error, NoSuchRootError) else 1)
-            raise
+            fail(Console(), "\n".join(map(safe_text, str(error).splitlines())), error.exit_code)
 
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -60,14 +58,16 @@ def parse_settings(changes: list[str]) -> dict[str, Any]:
     """Dotted names and values, these read as YAML: 1 is a number, null is nothing."""
     import yaml
 
-    from polyepo.config import ConfigError
-
     settings = {}
     for change in changes:
         name, equals, value = change.partition("=")
         if not name or not equals:
             raise ConfigError(f"--set {change!r} must be name=value, such as seed=1")
-        settings[name] = yaml.safe_load(value)
+        try:
+            settings[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"--set {change!r}: {value!r} is no YAML value: {reason}") from None
     return settings
 
 

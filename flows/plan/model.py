@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
-from huggingface_hub import constants
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -24,6 +21,7 @@ from polyepo.config import PolicyConfig, RunConfig
 from polyepo.domains import Problem
 from polyepo.policy import warm_start
 from polyepo.policy.model import encode_prompt, gradient_checkpointing, response_logprobs
+from polyepo.policy.source import hub_answers
 
 
 def load_tokenizer(config: RunConfig) -> Any:
@@ -141,26 +139,18 @@ class _LiveBytes(TorchDispatchMode):
 def _missing(policy: PolicyConfig, what: str, error: Exception) -> UnknownError:
     """What could not be loaded is missing if it was looked for where it must be; not if the hub could not be asked."""
     reason = f"{what} {policy.model!r} is not at hand: {_first(error)}"
-    if Path(policy.model or "").is_dir() or _hub_answers():
+    if Path(policy.model or "").is_dir() or hub_answers():
         return MissingError(reason, "name a directory with a Hugging Face causal language model, or a hub id")
     return UnknownError(reason, "download the model, or plan where the hub answers")
 
 
 def _options(policy: PolicyConfig) -> dict[str, Any]:
-    local = Path(policy.model or "").is_dir() or not _hub_answers()
-    return {"trust_remote_code": policy.trust_remote_code, "local_files_only": local}
-
-
-@cache
-def _hub_answers() -> bool:
-    """Asked once: transformers would try for minutes, for each file."""
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        httpx.head(constants.ENDPOINT, timeout=10)
-    except httpx.HTTPError:
-        return False
-    return True
+    local = Path(policy.model or "").is_dir() or not hub_answers()
+    return {
+        "trust_remote_code": policy.trust_remote_code,
+        "revision": policy.revision or "main",
+        "local_files_only": local,
+    }
 
 
 def _first(error: Exception) -> str:

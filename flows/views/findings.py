@@ -6,10 +6,10 @@ from statistics import fmean
 
 from rich.console import Group
 
-from flows.views.summary import runs_named
 from flows.views.terminal import finding_line
 from polyepo.findings import RECENT, Finding, HeldOut, Severity, training_findings
 from tasks.runs.evaluations import HELDOUT, read_evaluation
+from tasks.runs.groups import members
 from tasks.runs.run import Run, open_run
 from tasks.runs.statistics import read_updates
 
@@ -28,7 +28,7 @@ def warnings(root: str, name: str) -> list[tuple[str, Finding]]:
         ConfigError: there is no such run under the root.
     """
     said: dict[Finding, list[str]] = {}
-    names = runs_named(root, name)
+    names = members(root, name)
     for run in names:
         for finding in run_findings(open_run(root, run)):
             if finding.severity > Severity.NOTE:

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from flows.views.evaluation import evaluation_of
 from polyepo.config import ConfigError, EvaluationConfig
-from storage import open_store
 from tasks.runs.evaluations import HELDOUT, evaluated_steps, planned, read_evaluation
+from tasks.runs.groups import members
 from tasks.runs.run import Run, open_run
 
 STAGES = ("sample", "judge", "score", "update")
@@ -58,8 +58,8 @@ class Summary:
 
 
 def summarize(root: str, run: str) -> Summary:
-    """Summarize a run, or all of `{run}-{arm}`. Raises ConfigError if there is none, or no held-out evaluation."""
-    runs = [open_run(root, name) for name in runs_named(root, run)]
+    """Summarize a run, or a configuration's arms. Raises ConfigError if there is none, or no held-out evaluation."""
+    runs = [open_run(root, name) for name in members(root, run)]
     bases: list[Row] = []
     rows: list[Row] = []
     for arm in runs:
@@ -102,20 +102,6 @@ def markdown(summary: Summary) -> str:
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     return "\n\n".join([_title(summary), table, *_notes(summary)])
-
-
-def runs_named(root: str, name: str) -> list[str]:
-    """A run, or the arms of a configuration, `{name}-{arm}`. Raises ConfigError if there is neither."""
-    names = [run for run in open_store(root).runs() if run == name] or _arms(root, name)
-    if not names:
-        raise ConfigError(f"run {name!r} does not exist under {root!r}")
-    return names
-
-
-def _arms(root: str, run: str) -> list[str]:
-    names = [name for name in open_store(root).runs() if name.startswith(f"{run}-")]
-    # In the order in which they were made, which is the order of the configuration.
-    return sorted(names, key=lambda name: str((open_store(root).run_record(name) or {}).get("created_at")))
 
 
 def _row(run: Run, step: int, policy: str) -> Row:

@@ -13,9 +13,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from flows.views.summary import runs_named
 from flows.views.terminal import finding_line, safe_text
 from polyepo.findings import Severity, training_findings
+from tasks.runs.groups import members
 from tasks.runs.run import Run, open_run
 
 _REFRESH_SECONDS = 1.0
@@ -81,7 +81,7 @@ def watch(root: str, name: str, console: Console) -> None:
     Raises:
         ConfigError: there is no such run under the root.
     """
-    runs = [Watched(open_run(root, run)) for run in runs_named(root, name)]
+    runs = [Watched(open_run(root, run)) for run in members(root, name)]
     for watched in runs:
         watched.refresh()
     if not console.is_terminal or all(watched.finished for watched in runs):
@@ -92,7 +92,7 @@ def watch(root: str, name: str, console: Console) -> None:
             time.sleep(_REFRESH_SECONDS)
             # Arms that start later show up when they do.
             known = {watched.run.name for watched in runs}
-            runs += [Watched(open_run(root, run)) for run in runs_named(root, name) if run not in known]
+            runs += [Watched(open_run(root, run)) for run in members(root, name) if run not in known]
             for watched in runs:
                 watched.refresh()
             live.update(view(runs), refresh=True)

@@ -117,6 +117,9 @@ class Judge(Section):
         """Whether answers are looked for in all runs under a root, rather than in the judge's own run."""
         return False
 
+    def check_ready(self) -> None:
+        """Raise ConfigError if the judge cannot work here: a package or an API key that it needs is missing."""
+
     def label(self, domain: Domain, groups: Sequence[Group], calls: CallLog | None = None) -> list[list[Label]]:
         """Exactly one label per response, in the responses' order, for each group.
 

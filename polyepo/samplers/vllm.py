@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from polyepo.config import SamplingConfig, VLLMSampling
+from polyepo.errors import PolyepoError
 from polyepo.policy.model import Policy, check_context, response_logprobs
 from polyepo.samplers.base import Sample
 from polyepo.samplers.launch import LaunchedServer
@@ -41,7 +42,7 @@ _MAX_MISMATCH = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
-class SamplerError(RuntimeError):
+class SamplerError(PolyepoError, RuntimeError):
     """A server cannot sample what the run needs; what is committed is not harmed, and the run can be resumed."""
 
 

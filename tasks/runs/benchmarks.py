@@ -52,10 +52,7 @@ def benchmark_name(benchmark: str) -> str:
     if benchmark == HELDOUT:
         return HELDOUT
     name = Path(benchmark).stem
-    try:
-        check_name("benchmark", name)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    check_name("benchmark", name)
     if name in (TRAIN, HELDOUT) or not Path(benchmark).is_file():
         raise ConfigError(
             f"benchmark {benchmark!r} must be {HELDOUT!r}, the run's own held-out problems, or a JSONL or Parquet file "

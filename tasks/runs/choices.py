@@ -76,7 +76,8 @@ def choose_steps(run: Run, steps: str | int | list[int] | None) -> list[int]:
         raise ConfigError(f"steps {steps!r} name no step; they must be like 12, 1-50, or 1-50,60")
     if missing := sorted(set(wanted) - committed):
         there = f"{min(committed)} to {max(committed)}" if committed else "none"
-        raise ConfigError(f"steps {missing[:5]} of run {run.name!r} have no committed rollouts; it has {there}")
+        made = f"; those before were made by {run.parent.name!r}, which it was forked from" if run.parent else ""
+        raise ConfigError(f"steps {missing[:5]} of run {run.name!r} have no committed rollouts; it has {there}{made}")
     return wanted
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from polyepo.config import ConfigError, PolicyConfig, RunConfig, SamplingConfig, load_config
+from polyepo.config import ConfigError, PolicyConfig, RunConfig, SamplingConfig, digest, load_config
 from polyepo.domains import Maths
 from polyepo.judges import CallLog, Group, Judge, Label, ProgramJudge
 from polyepo.policy.model import check_prompt_tokens
+from polyepo.policy.source import identify
 from polyepo.schemas import EVALS
 from storage import ArtifactKey, open_store
 from tasks.runs.benchmarks import benchmark_name, heldout, maths_of, open_benchmark
@@ -206,5 +207,11 @@ def model_run(root: str, model: str, benchmark: str, config: str | None, setting
             judge=ProgramJudge(),
         )
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name).strip(".-")[:60] or "model"
-    identity = hashlib.sha256(f"{model}\0{run_config.digest}".encode()).hexdigest()[:8]
-    return create_or_resume(open_store(root).root, f"{stem}-{identity}", run_config)
+    content = f"{model}\0{digest(run_config.model_dump(mode='json'))}"
+    name = f"{stem}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+    # A directory that holds another model by now is another run.
+    if record := open_store(root).run_record(name):
+        found = identify(run_config.policy)
+        if record.get("model", found).get("files") != found.get("files"):
+            name = f"{name}-{digest(found)[:8]}"
+    return create_or_resume(root, name, run_config)

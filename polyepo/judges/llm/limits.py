@@ -7,8 +7,10 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from polyepo.errors import PolyepoError
 
-class JudgeError(RuntimeError):
+
+class JudgeError(PolyepoError, RuntimeError):
     """The judge cannot go on; the message says why and what to do. Never holds the API key."""
 
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from polyepo.errors import ConfigError
 from polyepo.judges.base import Judge, MissingLabels
 from polyepo.judges.llm.limits import JudgeError
 from polyepo.judges.llm.prompt import PLACEHOLDERS, RENDERING_VERSION, all_examples, default_template
@@ -181,6 +182,13 @@ class LLMSettings(Judge):
                 f"judge.api_key_env: the environment variable {self.api_key_env} is not set; put the API key there"
             )
         return key
+
+    def check_ready(self) -> None:
+        """Raise ConfigError if the API key is not set."""
+        try:
+            self.api_key()
+        except JudgeError as error:
+            raise ConfigError(str(error)) from None
 
     def count_tokens(self, messages: Sequence[dict[str, str]]) -> int:
         """Tokens of messages, or about so many. Raises JudgeError if the tokenizer cannot be loaded."""
