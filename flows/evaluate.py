@@ -14,18 +14,20 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
+from flows.outcome import ends_plainly
 from flows.progress import Progress, link_report, slug
 from flows.views.results import markdown, results
 from polyepo.config import ConfigError, load_judge
 from tasks.evaluate import evaluate_shard
 from tasks.runs.benchmarks import benchmark_name, leakage
 from tasks.runs.evaluating import add_benchmark, model_run
-from tasks.runs.evaluations import choose_judge, choose_step, missing_shards
+from tasks.runs.evaluations import choose_judge, choose_step, missing_samples, plan_evaluation
 from tasks.runs.policies import check_prompts
 from tasks.runs.run import open_run
 
 
 @flow(name="poly-epo", flow_run_name="evaluate {benchmark}", persist_result=False)
+@ends_plainly
 def evaluate(
     run: str | None = None,
     model: str | None = None,
@@ -67,16 +69,21 @@ def evaluate(
     if config:
         check_prompts(opened)  # a run's own prompts were checked before it was trained
     chosen_step = choose_step(opened, step)
+    opened = opened.owner(chosen_step)  # of a step before a fork, the run that made it
     problems = add_benchmark(opened, benchmark, chosen_step)
     if run and (warning := leakage(opened, problems)):
         get_run_logger().warning("%s", warning)
     chosen_judge = choose_judge(opened, problems, chosen_step, wanted)
     title = f"{opened.name}-{problems.name}"
-    shards = missing_shards(opened, problems.name, chosen_step, num_samples)
-    progress = Progress(f"{title}-evaluation", total=len(shards))
-    for shard, numbers in shards:
-        samples = (numbers.start, numbers.stop)
-        evaluate_shard(root, opened.name, problems.name, chosen_step, shard, samples, chosen_judge)
+    missing = missing_samples(opened, problems.name, chosen_step, num_samples)
+    progress = Progress(f"{title}-evaluation", total=len(missing))
+    if missing:
+        plan_evaluation(opened, problems, chosen_step, num_samples)
+    while missing:
+        samples = (missing[0].start, missing[0].stop)
+        evaluate_shard(root, opened.name, problems.name, chosen_step, samples, chosen_judge)
+        # Asked anew: another evaluation may be going on.
+        missing = missing_samples(opened, problems.name, chosen_step, num_samples)
         progress.count(f"{opened.name} · step {chosen_step} · {problems.name}")
     progress.finish()
     text = markdown(results(opened, problems.name, chosen_step))

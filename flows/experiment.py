@@ -14,8 +14,9 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from flows import follow
+from flows.outcome import REFUSED, STOPPED
 from flows.services import local_stack
-from flows.views.summary import Summary, summarize
+from flows.views.summary import Row, summarize
 from polyepo.experiment import Experiment
 from polyepo.metrics import t_interval
 
@@ -34,6 +35,7 @@ def run_experiment(experiment: Experiment, root: str, jobs: int, console: Consol
     waiting = list(experiment.seeds)
     active: dict[int, follow.Followed] = {}
     failed: list[str] = []
+    resumable = True
     local_stack.start(say)
     with local_stack.api_client() as client, follow.Bars(console) as bars:
         while waiting or active:
@@ -48,10 +50,13 @@ def run_experiment(experiment: Experiment, root: str, jobs: int, console: Consol
                     if run.state["type"] != "COMPLETED":
                         state = f"{run.state['type'].lower()}: {run.state.get('message') or ''}"
                         failed.append(f"seed {seed}, flow run {run.flow_run_id}: {state}")
+                        resumable &= run.state.get("name") not in (REFUSED, STOPPED)
             if active:
                 time.sleep(follow.POLL_SECONDS)
     if failed:
-        raise local_stack.StackError("\n".join(failed))
+        error = local_stack.StackError("\n".join(failed))
+        error.resumable = resumable
+        raise error
 
 
 def _start(experiment: Experiment, seed: int, root: str) -> str:
@@ -66,9 +71,11 @@ class Comparison:
 
     seeds: list[int]
     policies: list[str]
-    """The base model, then the arms."""
+    """The base model (or models, if the arms' differ), then the arms."""
     values: dict[str, np.ndarray]
-    """By measure: (P, S), of each policy and seed."""
+    """By measure: (P, S), of each policy and seed; NaN where it is not known."""
+    first_arm: int = 1
+    """Place of the first arm among the policies."""
 
     @property
     def means(self) -> dict[str, np.ndarray]:
@@ -80,7 +87,10 @@ class Comparison:
 
         Seeds are paired: the arms of a seed have one base model, and are evaluated with the same random numbers.
         """
-        paired_S = self.values[measure][policy] - self.values[measure][1]
+        paired_S = self.values[measure][policy] - self.values[measure][self.first_arm]
+        paired_S = paired_S[~np.isnan(paired_S)]
+        if not len(paired_S):
+            return math.nan, math.nan, math.nan
         low, high = t_interval(paired_S) if len(paired_S) > 1 else (math.nan, math.nan)
         return float(paired_S.mean()), low, high
 
@@ -88,18 +98,21 @@ class Comparison:
 def compare_arms(experiment: Experiment, root: str) -> Comparison:
     """Held-out results of an experiment. Raises ConfigError if a run of it is not evaluated."""
     summaries = [summarize(root, experiment.run(seed)) for seed in experiment.seeds]
-    by_seed = [_measures(summary) for summary in summaries]
-    policies = [row.policy for row in summaries[0].rows]
-    values = {name: np.array([found[name] for found in by_seed]).T for name in by_seed[0]}
-    return Comparison(experiment.seeds, policies, values)
-
-
-def _measures(summary: Summary) -> dict[str, list[float]]:
-    first = summary.rows[0]
-    return {
-        **{f"pass@{k}": [row.pass_at[k] for row in summary.rows] for k in first.pass_at},
-        **{f"distinct@{k}": [row.strategies_at[k] for row in summary.rows] for k in first.strategies_at},
+    by_seed = [{row.policy: _measures(row) for row in summary.rows} for summary in summaries]
+    rows = sorted((row for summary in summaries for row in summary.rows), key=lambda row: row.step > 0)
+    policies = list(dict.fromkeys(row.policy for row in rows))
+    names = list(dict.fromkeys(name for found in by_seed for measures in found.values() for name in measures))
+    values = {
+        name: np.array([[found.get(policy, {}).get(name, math.nan) for found in by_seed] for policy in policies])
+        for name in names
     }
+    return Comparison(experiment.seeds, policies, values, len({row.policy for row in rows if row.step == 0}))
+
+
+def _measures(row: Row) -> dict[str, float]:
+    found = {f"pass@{k}": value for k, value in row.pass_at.items()}
+    found |= {f"distinct@{k}": value for k, value in row.strategies_at.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def render(comparison: Comparison) -> Group:
@@ -126,28 +139,35 @@ def markdown(comparison: Comparison) -> str:
 
 def _titles(comparison: Comparison) -> tuple[str, str]:
     seeds = ", ".join(map(str, comparison.seeds))
+    first = comparison.policies[comparison.first_arm]
     return (
         f"Held out, means over seeds {seeds}; distinct@k: distinct successful strategies among k samples",
-        f"Difference from {comparison.policies[1]}, paired by seed, with 95 % intervals (Student's t)",
+        f"Difference from {first}, paired by seed, with 95 % intervals (Student's t)",
     )
 
 
 def _tables(comparison: Comparison) -> tuple[list[list[str]], list[list[str]]]:
     header = ["policy", *comparison.values]
     means = [
-        [policy, *(f"{values[p]:.{_digits(name)}f}" for name, values in comparison.means.items())]
+        [policy, *(_number(name, values[p]) for name, values in comparison.means.items())]
         for p, policy in enumerate(comparison.policies)
     ]
     differences = [
         [policy, *(_interval(name, *comparison.difference(name, p)) for name in comparison.values)]
         for p, policy in enumerate(comparison.policies)
-        if p > 1
+        if p > comparison.first_arm
     ]
     return [header, *means], [header, *differences]
 
 
+def _number(measure: str, value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.{_digits(measure)}f}"
+
+
 def _interval(measure: str, mean: float, low: float, high: float) -> str:
     digits = _digits(measure)
+    if math.isnan(mean):
+        return "–"
     return f"{mean:+.{digits}f}" + ("" if math.isnan(low) else f" ({low:+.{digits}f} to {high:+.{digits}f})")
 
 

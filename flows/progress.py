@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import time
 from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
-from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_link_artifact, create_progress_artifact, create_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
 
 from flows.views.report import NothingToReportError, publish_report
 
@@ -23,13 +27,15 @@ class Progress:
         self.done = 0
         self._total = max(total, 1)
         self._last = 0.0
+        self._client = get_client(sync_client=True)
         artifact = create_progress_artifact(0.0, key=slug(f"{name}-progress"), description=f"{name} · starting")
         assert isinstance(artifact, UUID)
         self._artifact = artifact
 
     def say(self, description: str) -> None:
         """Describe what is going on now."""
-        update_progress_artifact(self._artifact, 100 * self.done / self._total, description=description)
+        change = ArtifactUpdate(data=100 * self.done / self._total, description=description)
+        self._client.update_artifact(self._artifact, change)
         self._last = time.monotonic()
 
     def count(self, description: str) -> None:
@@ -46,6 +52,28 @@ class Progress:
         """Say that all is done."""
         self.done = self._total
         self.say("done")
+
+
+class LatestRows:
+    """A table artifact of the latest rows, of which there is one version: the server is not filled with old ones."""
+
+    _ROWS = 20
+    _SECONDS_BETWEEN = 10.0
+
+    def __init__(self, name: str, title: str) -> None:
+        self._rows: list[dict[str, Any]] = []
+        self._last = 0.0
+        self._client = get_client(sync_client=True)
+        artifact = create_table_artifact([], key=slug(name), description=title)
+        assert isinstance(artifact, UUID)
+        self._artifact = artifact
+
+    def add(self, row: dict[str, Any], show: bool = False) -> None:
+        """Add a row, and show the table if it is time, or asked for."""
+        self._rows = [*self._rows, row][-self._ROWS :]
+        if show or time.monotonic() - self._last >= self._SECONDS_BETWEEN:
+            self._client.update_artifact(self._artifact, ArtifactUpdate(data=json.dumps(self._rows)))
+            self._last = time.monotonic()
 
 
 def link_report(root: str, title: str, runs: Sequence[str]) -> None:

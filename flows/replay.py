@@ -14,6 +14,7 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
+from flows.outcome import ends_plainly
 from flows.progress import slug
 from flows.views.compare import code
 from polyepo.config import load_judge
@@ -25,6 +26,7 @@ _SHOWN = 20
 
 
 @flow(name="poly-epo", flow_run_name="replay {run} {step}", persist_result=False)
+@ends_plainly
 def replay(
     run: str,
     step: int,

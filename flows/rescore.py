@@ -17,6 +17,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.futures import PrefectFuture
 
+from flows.outcome import ends_plainly
 from flows.progress import Progress, link_report, slug
 from flows.views.compare import Comparison, compare, markdown
 from polyepo.config import load_judge, scoring_id
@@ -31,6 +32,7 @@ _IN_FLIGHT = 8
 
 
 @flow(name="poly-epo", flow_run_name="rescore {run}", persist_result=False)
+@ends_plainly
 def rescore(
     run: str,
     judge: str | None = None,

@@ -8,15 +8,16 @@ A run that exists with the same configuration is resumed: whatever is committed 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact
 
-from flows.progress import Progress, link_report, slug
+from flows.outcome import ends_plainly
+from flows.progress import LatestRows, Progress, link_report, slug
+from flows.views import findings
 from flows.views.summary import markdown, summarize
-from polyepo.config import load_config
+from polyepo.findings import RECENT, Severity, training_findings
 from polyepo.samplers.vllm import stop_servers
 from tasks.checkpoint import checkpoint, warm_start
 from tasks.evaluate import evaluate
@@ -24,58 +25,73 @@ from tasks.judge import judge
 from tasks.runs.evaluations import evaluation_due
 from tasks.runs.models import warm_start_digest
 from tasks.runs.policies import check_prompts
-from tasks.runs.run import Run, checkpoint_due, create_or_resume
+from tasks.runs.preflight import describe, prepare
+from tasks.runs.run import Run, checkpoint_due, open_run
+from tasks.runs.statistics import read_updates
 from tasks.sample import sample
 from tasks.score import score
 from tasks.update import update
 
 DEFAULT_ROOT = "artifacts"
+ARM = "poly-epo-arm"
+"""The flow of one arm. It has a name of its own: what looks after flow runs that died starts their parent again."""
 
 
 @flow(name="poly-epo", flow_run_name="train {run}", persist_result=False)
-def train(config: str, run: str | None = None, root: str | None = None, settings: dict[str, Any] | None = None) -> None:
+@ends_plainly
+def train(
+    config: str | None = None, run: str | None = None, root: str | None = None, settings: dict[str, Any] | None = None
+) -> None:
     """Train the run that a configuration describes, or one run per arm.
 
     Args:
-        config: path of a YAML file.
+        config: path of a YAML file; not needed for runs that exist, which know their own.
         run: name of the run; the file's name if not given. Arms are called `{run}-{arm}`.
         root: where artifacts go: a path or s3://bucket/prefix; $POLYEPO_ROOT or "artifacts" if not given.
         settings: values that replace the file's, by dotted name, such as {"seed": 1, "domain.path": "24.csv"}.
     """
-    run, root = run or Path(config).stem, root or os.environ.get("POLYEPO_ROOT", DEFAULT_ROOT)
-    configs = load_config(config, settings).runs(run)
-    progress = TrainingProgress(run, total=sum(c.steps for c in configs.values()))
+    root = root or os.environ.get("POLYEPO_ROOT", DEFAULT_ROOT)
+    training = describe(root, config, run, settings)
+    run = training.name
     # Everything that can be refused is refused before any work starts.
-    prepared = {name: create_or_resume(root, name, run_config) for name, run_config in configs.items()}
+    prepared = {arm.name: arm for arm in prepare(root, training)}
+    progress = TrainingProgress(run, total=sum(arm.config.steps for arm in prepared.values()))
     for name, arm in prepared.items():
         progress.say(f"{name} · base model")
         if arm.config.policy.warm_start:
             warm_start(root, arm.config, warm_start_digest(arm.config))
         check_prompts(arm)
-    for arm in prepared.values():
-        train_run(arm, progress)
+    for name in prepared:
+        train_arm(root, name, progress)
     stop_servers()  # if it ends otherwise, they end with this process
     progress.finish()
     link_report(root, run, list(prepared))
     if any(arm.config.evaluation for arm in prepared.values()):
-        create_markdown_artifact(markdown(summarize(root, run)), key=slug(f"{run}-summary"), description="Summary")
+        text = f"{markdown(summarize(root, run))}\n\n{findings.markdown(findings.warnings(root, run))}"
+        create_markdown_artifact(text, key=slug(f"{run}-summary"), description="Summary")
+
+
+@flow(name=ARM, flow_run_name="{run}", persist_result=False, validate_parameters=False)
+def train_arm(root: str, run: str, progress: TrainingProgress) -> None:
+    """Train one run in a flow run of its own, below the one that was asked for: its graph is its steps."""
+    train_run(open_run(root, run), progress)
 
 
 def train_run(run: Run, progress: TrainingProgress) -> None:
     """Train one run to its last step, from wherever it stands."""
     root, name = run.store.root, run.name
     committed = set(run.store.steps(name, "updates"))
-    if committed:
-        get_run_logger().info("run %s resumes after step %d", name, max(committed))
-    create_link_artifact(_ui_link(run), key=slug(f"{name}-artifacts"), link_text=f"{name}: artifacts")
-    for step in range(run.config.steps + 1):
+    if last := run.last_step():
+        get_run_logger().info("run %s goes on after step %d", name, last)
+    latest = LatestRows(f"{name}-steps", f"{name}: latest steps")
+    for step in range(run.first_step if run.forked_from else 0, run.config.steps + 1):
         if step and step not in committed:
             train_step(run, step)
         if checkpoint_due(run, step):
             checkpoint(root, name, step)
         if evaluation_due(run, step):
             evaluate(root, name, step)
-        progress.advance(run, step)
+        progress.advance(run, step, latest)
     run.store.wait()  # for the last checkpoint
 
 
@@ -96,33 +112,47 @@ def train_step(run: Run, step: int) -> None:
 
 
 class TrainingProgress(Progress):
-    """Progress in steps, with a table of the latest steps per run."""
+    """Progress in steps, with a table of the latest steps of the arm that is trained."""
 
-    _ROWS = 20
-    _COLUMNS = ("step", "reward_mean", "distinct_successful", "loss", "grad_norm", "entropy", "logprob_mismatch")
+    _COLUMNS = ("step", "reward_mean", "distinct_successful", "loss", "grad_norm", "entropy", "logprob_mismatch",
+                "prompts_ungraded")  # fmt: skip
 
     def __init__(self, run: str, total: int) -> None:
         super().__init__(run, total)
-        self._rows: list[dict[str, Any]] = []
+        self._read: list[dict[str, Any]] = []
+        """Update rows of the run that goes on, for its findings: of its first and its latest steps."""
+        self._warned: set[str] = set()
 
-    def advance(self, run: Run, step: int) -> None:
+    def advance(self, run: Run, step: int, latest: LatestRows) -> None:
         """Count a finished step, and show it if it is time."""
         if step == 0:
-            self._rows = []
+            self._read, self._warned = [], set()
             return
         self.done += 1
-        if not self.is_time() and step != run.config.steps:
+        last = step == run.config.steps
+        if not self.is_time() and not last:
             return
         row = run.store.read_table(run.key("updates", step), list(self._COLUMNS)).to_pylist()[0]
-        shown = {name: round(value, 5) for name, value in row.items()}
-        self._rows = [*self._rows, shown][-self._ROWS :]
+        latest.add({name: None if value is None else round(value, 5) for name, value in row.items()}, show=last)
         self.say(
-            f"{run.name} · step {step}/{run.config.steps} · reward {row['reward_mean']:.2f} · "
-            f"successful strategies {row['distinct_successful']:.1f}"
+            f"{run.name} · step {step}/{run.config.steps} · reward {_number(row['reward_mean'], 2)} · "
+            f"successful strategies {_number(row['distinct_successful'], 1)}"
+            + (f" · {row['prompts_ungraded']} prompts not graded" if row["prompts_ungraded"] else "")
+            + self._warn(run, step)
         )
-        create_table_artifact(self._rows, key=slug(f"{run.name}-steps"), description=f"{run.name}: latest steps")
+
+    def _warn(self, run: Run, step: int) -> str:
+        """What is wrong by the steps so far: in the log when it is found, and how much of it there is in the line."""
+        since = self._read[-1]["step"] if self._read else 0
+        self._read += read_updates(run, [s for s in range(since + 1, step + 1) if s <= RECENT or s > step - RECENT])
+        found = [f for f in training_findings(run.config, self._read) if f.severity > Severity.NOTE]
+        for finding in found:
+            # Its numbers change from step to step, and its remedy does not.
+            if finding.remedy not in self._warned:
+                self._warned.add(finding.remedy)
+                get_run_logger().warning("%s: %s", run.name, finding)
+        return f" · {found[0].what}" if found else ""
 
 
-def _ui_link(run: Run) -> str:
-    url = run.store.files.url(f"runs/{run.name}")
-    return url if "://" in url else Path(url).as_uri()
+def _number(value: float | None, digits: int) -> str:
+    return "unknown" if value is None else f"{value:.{digits}f}"

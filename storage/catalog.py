@@ -7,10 +7,12 @@ artifact that no finished step covers. What is committed later shows after `Cata
 from __future__ import annotations
 
 import json
+import logging
+import os
+import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import chain
@@ -18,18 +20,21 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as ds
-import pyarrow.fs
 
 from polyepo.schemas import TABLES
-from storage.layout import is_name
+from storage.errors import CorruptArtifactError
 from storage.manifest import Manifest, ParentRef
-from storage.store import open_store
+from storage.store import open_store, read_manifest
+
+_LOG = logging.getLogger(__name__)
 
 # Later stages name the files of earlier ones, so they are read first.
-_STAGES = ("updates", "evals", "scores", "labels", "judge_calls", "rollouts", "problems")
+_STAGES = ("updates", "evaluations", "evals", "scores", "labels", "judge_calls", "rollouts", "problems")
 # The last key=value of an artifact's folder; an evaluation is in shards, and was not in older versions.
-_LAST_KEYS = {"evals": ("step", "shard"), **dict.fromkeys(("labels", "judge_calls", "rollouts"), ("shard",))}
+_LAST_KEYS = {
+    "evals": ("step", "shard"),
+    **dict.fromkeys(("labels", "judge_calls", "rollouts", "evaluations"), ("shard",)),
+}
 _RUN_COLUMNS: list[tuple[str, pa.DataType]] = [
     ("run", pa.string()),
     ("state", pa.string()),  # finished, unfinished (going on, or stopped and resumable), or imported
@@ -45,7 +50,11 @@ _RUN_COLUMNS: list[tuple[str, pa.DataType]] = [
     ("seed", pa.int64()),
     ("config_hash", pa.string()),
     ("code_version", pa.string()),
-    ("config", pa.string()),  # JSON
+    ("config", pa.string()),  # JSON, with the latest settings
+    ("arm_of", pa.string()),  # the configuration that the run is an arm of
+    ("arm", pa.string()),
+    ("parent", pa.string()),  # the run it was forked from; its steps up to parent_step are found under that name
+    ("parent_step", pa.int32()),
 ]
 _DUCKDB_TYPES = {
     "string": "VARCHAR",
@@ -58,23 +67,25 @@ _DUCKDB_TYPES = {
 }
 
 
+_TABLE_PATH = re.compile(r"runs/(?P<run>[^/=]+)/(?P<stage>[^/=]+)/(?:[^/=]+=[^/]*/)*step=(?P<step>[0-9]+)(?:/.*)?")
+
+
 @dataclass(frozen=True)
 class _Table:
     """A committed table, as its own manifest or a child's says."""
 
     path: str
+    run: str
+    stage: str
+    step: int
     schema_version: int
-    urls: tuple[str, ...]
+    files: tuple[tuple[str, int], ...]
+    """Paths relative to the root, and sizes."""
     num_rows: int
-    size: int
 
     @property
-    def stage(self) -> str:
-        return self.path.split("/")[2]
-
-    @property
-    def step(self) -> int:
-        return next(int(part.removeprefix("step=")) for part in self.path.split("/") if part.startswith("step="))
+    def size(self) -> int:
+        return sum(size for _, size in self.files)
 
     @property
     def partition_keys(self) -> tuple[str, ...]:
@@ -82,11 +93,20 @@ class _Table:
 
 
 class Catalog:
-    """Views `runs`, `problems`, `rollouts`, ... and the macros of storage/queries over all runs of a root."""
+    """Views `runs`, `problems`, `rollouts`, ... and the macros of storage/queries over a root's runs.
 
-    def __init__(self, root: str) -> None:
+    What of a run cannot be read is left out with a warning, which names it: the others answer all the same.
+
+    Args:
+        root: a local path, or a URL such as s3://bucket/prefix.
+        runs: names of the runs to show; all if not given. Fewer take less time to open.
+    """
+
+    def __init__(self, root: str, runs: Sequence[str] | None = None) -> None:
         self._store = open_store(root)
+        self._runs_wanted = runs
         self._known: dict[str, _Table] = {}
+        self._unreadable: set[str] = set()
         self._covered: set[str] = set()
         self._records: dict[str, dict[str, object]] = {}
         self._last_commit: dict[str, str] = {}
@@ -104,40 +124,61 @@ class Catalog:
         if files.fs is None:
             self.connection.execute(self.init_sql())
         else:
-            # DuckDB asks for every file by name before a query: on object storage a request each. Arrow does not.
+            from storage.dataset import TableFile, dataset
+
             for name, schema in TABLES.items():
-                self.connection.register(name, _dataset(schema, self._tables(name), files.fs))
+                tables = self._tables(name)
+                parts = [TableFile(*part, table.step) for table in tables for part in table.files]
+                self.connection.register(name, dataset(schema, parts, files))
             self.connection.execute("\n".join([self._runs_view(), *queries().values()]))
 
     def init_sql(self) -> str:
         """SQL that makes the same views and macros in any DuckDB that can read the root's files."""
-        views = [_view(name, schema, _readers(schema, self._tables(name))) for name, schema in TABLES.items()]
+        views = [_view(name, schema, self._readers(name)) for name, schema in TABLES.items()]
         return "\n".join([self._runs_view(), *views, *queries().values()])
+
+    def step_bytes(self, run: str, stage: str) -> dict[int, int]:
+        """The size of a stage's files, step by step."""
+        sizes: dict[int, int] = defaultdict(int)
+        for table in self._tables(stage):
+            if table.run == run:
+                sizes[table.step] += table.size
+        return dict(sizes)
 
     def _tables(self, stage: str) -> list[_Table]:
         return sorted((table for table in self._known.values() if table.stage == stage), key=lambda table: table.path)
+
+    def _readers(self, stage: str) -> list[str]:
+        """SELECTs of a stage's files: those with the same columns and folders together, so that one footer does."""
+        by_layout = defaultdict(list)
+        for table in self._tables(stage):
+            by_layout[table.schema_version, table.partition_keys].append(table)
+        # DuckDB takes every key=value of a path for a column, those above the root too.
+        pruned = "=" not in self._store.files.url("")
+        url = self._store.files.url
+        return [
+            _reader(TABLES[stage], keys if pruned else (), [url(path) for table in some for path, _ in table.files])
+            for (_, keys), some in sorted(by_layout.items())
+        ]
 
     def _runs_view(self) -> str:
         runs = self._runs()
         return _view("runs", pa.schema(_RUN_COLUMNS), [_values(runs)] if runs else [])
 
     def _scan(self) -> None:
-        with ThreadPoolExecutor(32) as pool:
-            runs = [run for run in self._store.files.names("runs") if is_name(run)]
-            for run, record in zip(runs, pool.map(self._store.run_record, runs), strict=True):
-                if record is not None:
-                    self._records[run] = record
-            for stage in _STAGES:
-                stages = ((run, stage) for run in self._records)
-                paths = chain.from_iterable(pool.map(lambda pair: self._artifacts(*pair), stages))
-                for manifest in pool.map(self._manifest, paths):
-                    if manifest is not None:
-                        self._learn(manifest)
+        each = self._store.each
+        self._records.update(self._store.run_records(self._runs_wanted))
+        for stage in _STAGES:
+            stages = [f"runs/{run}/{stage}" for run in self._records]
+            paths = chain.from_iterable(each(self._artifacts, stages))
+            for manifest in each(self._manifest, paths):
+                if manifest is not None:
+                    self._learn(manifest)
 
-    def _artifacts(self, run: str, stage: str) -> list[str]:
+    def _artifacts(self, stage: str) -> list[str]:
         """Paths of a stage's artifacts that are not known yet; they may be uncommitted."""
-        paths = self._below(f"runs/{run}/{stage}", _LAST_KEYS.get(stage, ("step",)))
-        return [path for path in paths if path not in self._known]
+        paths = self._below(stage, _LAST_KEYS.get(stage.rsplit("/", 1)[1], ("step",)))
+        return [path for path in paths if path not in self._known and path not in self._unreadable]
 
     def _below(self, folder: str, last: tuple[str, ...]) -> Iterator[str]:
         """Folders of artifacts: key=value all the way down to one of the keys `last`."""
@@ -153,8 +194,9 @@ class Catalog:
 
     def _manifest(self, path: str) -> Manifest | None:
         try:
-            return Manifest.model_validate_json(self._store.files.read(f"{path}/manifest.json"))
-        except (FileNotFoundError, NotADirectoryError):
+            return read_manifest(self._store.files, path)
+        except CorruptArtifactError as error:
+            self._leave_out(path, str(error))
             return None
 
     def _learn(self, manifest: Manifest) -> None:
@@ -167,52 +209,72 @@ class Catalog:
             # alone are made shard by shard.
             self._covered |= {parent.path.rsplit("/", 1)[0] for parent in parents if "/shard=" in parent.path}
         for ref in (manifest.reference, *parents):
-            if ref.path.startswith("runs/") and ref.path.split("/")[2] in TABLES:
-                self._known[ref.path] = self._table(ref)
+            if ref.path in self._known or ref.path in self._unreadable:
+                continue
+            place = _TABLE_PATH.fullmatch(ref.path)
+            if place and place["stage"] in TABLES:
+                self._add(_table(ref, place["run"], place["stage"], int(place["step"])))
 
-    def _table(self, ref: ParentRef) -> _Table:
-        urls = tuple(self._store.files.url(f"{ref.path}/{ref.attempt}/{file.path}") for file in ref.files)
-        num_rows, size = sum(file.num_rows or 0 for file in ref.files), sum(file.size for file in ref.files)
-        return _Table(ref.path, ref.schema_version, urls, num_rows, size)
+    def _add(self, table: _Table) -> None:
+        """Know a table, unless a file of it cannot be Parquet; on object storage its size would be a request."""
+        if self._store.files.fs is None:
+            for path, size in table.files:
+                if fault := _fault(self._store.files.url(path), size):
+                    self._leave_out(table.path, f"{path} {fault}")
+                    return
+        self._known[table.path] = table
+
+    def _leave_out(self, path: str, fault: str) -> None:
+        self._unreadable.add(path)
+        _LOG.warning("%s; it is left out, and `polyepo verify %s` says more", fault, path.split("/")[1])
 
     def _runs(self) -> list[list[object]]:
         tables = defaultdict(list)
         for table in self._known.values():
-            tables[table.path.split("/")[1]].append(table)
+            tables[table.run].append(table)
         return [self._run(run, record, tables[run]) for run, record in self._records.items()]
 
     def _run(self, run: str, record: dict[str, object], tables: list[_Table]) -> list[object]:
         config = record.get("config")
         config = config if isinstance(config, dict) else {}
+        domain = config.get("domain")
         last_stage = "rollouts" if "imported" in record else "updates"
-        steps_done = sum(table.stage == last_stage for table in tables)
+        parent = record.get("parent")
+        parent = parent if isinstance(parent, dict) else {}
+        steps_done = parent.get("step", 0) + sum(table.stage == last_stage for table in tables)
         steps = config.get("steps")
+        finished = steps_done >= (steps if isinstance(steps, int) else 0)
         return [
             run,
-            "imported" if "imported" in record else "finished" if steps_done >= (steps or 0) else "unfinished",
+            "imported" if "imported" in record else "finished" if finished else "unfinished",
             record.get("created_at"),
             self._last_commit.get(run),
             steps,
             steps_done,
             sum(table.num_rows for table in tables if table.stage == "rollouts"),
             sum(table.size for table in tables),
-            (config.get("domain") or {}).get("name"),
+            domain.get("name") if isinstance(domain, dict) else None,
             record.get("judge"),
             record.get("scoring"),
             config.get("seed"),
             record.get("config_hash"),
             record.get("code_version"),
             json.dumps(config, sort_keys=True),
+            record.get("group"),
+            record.get("arm"),
+            parent.get("run"),
+            parent.get("step"),
         ]
 
 
-def connect(root: str) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection with views over every committed artifact of a root, and the macros of storage/queries.
+def connect(root: str, runs: Sequence[str] | None = None) -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection with views over a root's committed artifacts, and the macros of storage/queries.
 
     Args:
         root: a local path, or a URL such as s3://bucket/prefix.
+        runs: names of the runs to show; all if not given.
     """
-    return Catalog(root).connection
+    return Catalog(root, runs).connection
 
 
 def rows(connection: duckdb.DuckDBPyConnection, sql: str, **parameters: object) -> list[dict[str, Any]]:
@@ -236,16 +298,10 @@ def _view(name: str, schema: pa.Schema, sources: Iterable[str]) -> str:
     return f"CREATE OR REPLACE VIEW {name} AS {selects};"
 
 
-def _readers(schema: pa.Schema, tables: list[_Table]) -> list[str]:
-    """SELECTs of the tables' files; those with the same columns and folders together, so that one footer tells all."""
-    by_layout = defaultdict(list)
-    for table in tables:
-        by_layout[table.schema_version, table.partition_keys].append(table)
-    return [_reader(schema, keys, some) for (_, keys), some in sorted(by_layout.items())]
-
-
-def _reader(schema: pa.Schema, keys: tuple[str, ...], tables: list[_Table]) -> str:
-    files = ",\n".join(_quote(url) for table in tables for url in table.urls)
+def _reader(schema: pa.Schema, keys: tuple[str, ...], urls: list[str]) -> str:
+    files = ",\n".join(map(_quote, urls))
+    if not keys:
+        return f"SELECT * FROM read_parquet([{files}], hive_partitioning = false)"  # noqa: S608 - every URL is quoted
     # Steps and judges are in the path as well, so a query of one step opens that step's files alone.
     types = ", ".join(f"{key!r}: {'INTEGER' if key in ('step', 'shard') else 'VARCHAR'}" for key in keys)
     others = [key for key in keys if key not in schema.names]
@@ -254,23 +310,28 @@ def _reader(schema: pa.Schema, keys: tuple[str, ...], tables: list[_Table]) -> s
     return f"SELECT {columns} FROM read_parquet([{files}], {options})"  # noqa: S608 - every URL is quoted
 
 
-def _dataset(schema: pa.Schema, tables: list[_Table], filesystem: Any) -> ds.Dataset:
-    """The tables' files as one Arrow dataset; columns that an older version did not write are null."""
-    files = [(url.split("://", 1)[1], table) for table in tables for url in table.urls]
-    # A query of one step opens that step's files alone.
-    step_of = [ds.field("step") == table.step if "step" in schema.names else ds.scalar(True) for _, table in files]
-    return ds.FileSystemDataset.from_paths(
-        [path for path, _ in files],
-        schema=schema,
-        format=ds.ParquetFileFormat(),
-        filesystem=pa.fs.PyFileSystem(pa.fs.FSSpecHandler(filesystem)),  # type: ignore[abstract]
-        partitions=step_of,
-    )
+def _table(ref: ParentRef, run: str, stage: str, step: int) -> _Table:
+    files = tuple((f"{ref.path}/{ref.attempt}/{file.path}", file.size) for file in ref.files)
+    return _Table(ref.path, run, stage, step, ref.schema_version, files, sum(file.num_rows or 0 for file in ref.files))
+
+
+def _fault(file: str, size: int) -> str | None:
+    """Why a local file of a table cannot be what its manifest says, as far as its ends tell."""
+    try:
+        with open(file, "rb") as stream:
+            if (found := os.fstat(stream.fileno()).st_size) != size:
+                return f"must have {size} bytes, but has {found}"
+            if os.pread(stream.fileno(), 4, max(0, size - 4)) != b"PAR1":
+                return "is no Parquet file"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None
 
 
 def _values(rows: list[list[object]]) -> str:
     names = ", ".join(name for name, _ in _RUN_COLUMNS)
-    columns = ", ".join(f"{name}::{_duckdb_type(dtype)} AS {name}" for name, dtype in _RUN_COLUMNS)
+    # What a broken record says is null; a value of another type may stand anywhere.
+    columns = ", ".join(f"TRY_CAST({name} AS {_duckdb_type(dtype)}) AS {name}" for name, dtype in _RUN_COLUMNS)
     lines = ",\n".join("(" + ", ".join(map(_literal, row)) + ")" for row in rows)
     return f"SELECT {columns} FROM (VALUES {lines}) AS t({names})"  # noqa: S608 - every value is a literal
 
@@ -282,9 +343,7 @@ def _duckdb_type(dtype: pa.DataType) -> str:
 
 
 def _literal(value: object) -> str:
-    if value is None:
-        return "NULL"
-    return str(value) if isinstance(value, int) else _quote(str(value))
+    return "NULL" if value is None else _quote(str(value).encode("utf-8", "replace").decode().replace("\0", "�"))
 
 
 def _quote(text: str) -> str:

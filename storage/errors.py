@@ -1,8 +1,14 @@
 """What can go wrong with a store."""
 
+from polyepo.errors import PolyepoError
 
-class StoreError(RuntimeError):
+
+class StoreError(PolyepoError, RuntimeError):
     """The store cannot be used as asked; the message names the root or artifact and the reason."""
+
+
+class NoSuchRootError(StoreError):
+    """The root is in a bucket that does not exist."""
 
 
 class CorruptArtifactError(StoreError):

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from storage.errors import StoreError
+
+PARALLEL_REQUESTS = 64
+"""To object storage, where each takes long and many are answered side by side."""
+
+
+_CHUNK_BYTES = 1 << 20
 
 
 class FoundFile(NamedTuple):
@@ -26,6 +34,8 @@ class Files(Protocol):
 
     fs: Any
     """The file system that fsspec knows them by; None where their `url` opens without it."""
+    parallel: int
+    """How many files are worth asking for at a time."""
 
     def write(self, path: str, content: bytes | Path) -> None:
         """Write a new file, durably, making its folders: some bytes, or a copy of a local file."""
@@ -37,6 +47,10 @@ class Files(Protocol):
 
     def read(self, path: str) -> bytes:
         """A file's content. Raises FileNotFoundError."""
+        ...
+
+    def chunks(self, path: str, size: int) -> Iterator[bytes]:
+        """The content of a file that should have a size, a part at a time. Raises FileNotFoundError."""
         ...
 
     def exists(self, path: str) -> bool:
@@ -68,6 +82,7 @@ class LocalFiles:
     """A folder on a local disk. fsspec's local "create" checks and then writes, so it is no lock: os.link is."""
 
     fs = None
+    parallel = 4
 
     def __init__(self, root: str) -> None:
         self._root = Path(root).expanduser().absolute()
@@ -88,7 +103,9 @@ class LocalFiles:
             _write_and_sync(temporary, data)
             os.link(temporary, target)
         except FileExistsError:
-            return False
+            # NFS asks again when a reply is lost, and then finds the link that its first request made: it is ours.
+            if target.read_bytes() != data:
+                return False
         finally:
             temporary.unlink(missing_ok=True)
         _sync_folder(target.parent)
@@ -97,6 +114,12 @@ class LocalFiles:
     def read(self, path: str) -> bytes:
         """A file's content."""
         return (self._root / path).read_bytes()
+
+    def chunks(self, path: str, size: int) -> Iterator[bytes]:
+        """A file's content, a part at a time."""
+        with (self._root / path).open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
 
     def exists(self, path: str) -> bool:
         """Whether a file is there."""
@@ -111,16 +134,21 @@ class LocalFiles:
 
     def find(self, path: str) -> list[FoundFile]:
         """Every file below a folder."""
-        found = []
-        for folder, _, names in os.walk(self._root / path):
-            for name in names:
-                file = Path(folder) / name
-                try:
-                    status = file.lstat()
-                except FileNotFoundError:  # a writer's temporary file
+        found: list[FoundFile] = []
+        folders = [path]
+        while folders:
+            folder = folders.pop()
+            try:
+                entries = list(os.scandir(self._root / folder))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{folder}/{entry.name}")
                     continue
-                relative = file.relative_to(self._root).as_posix()
-                found.append(FoundFile(relative, status.st_size, status.st_mtime))
+                with contextlib.suppress(FileNotFoundError):  # a writer's temporary file
+                    status = entry.stat(follow_symlinks=False)
+                    found.append(FoundFile(f"{folder}/{entry.name}", status.st_size, status.st_mtime))
         return sorted(found)
 
     def remove(self, path: str) -> None:
@@ -160,7 +188,7 @@ def _write_and_sync(path: Path, content: bytes | Path) -> None:
             file.write(content)
         else:
             with content.open("rb") as source:
-                shutil.copyfileobj(source, file, 1 << 20)
+                shutil.copyfileobj(source, file, _CHUNK_BYTES)
         file.flush()
         os.fsync(file.fileno())
 

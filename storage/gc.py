@@ -13,7 +13,7 @@ from storage.manifest import Manifest
 from storage.store import Store
 
 _ATTEMPT = re.compile(r"[0-9a-f]{16}")
-_TEMPORARY = re.compile(r"\.(manifest|run|import)\.json\.[0-9a-f]{32}")
+_TEMPORARY = re.compile(r"\.(manifest|run|import|[0-9]+)\.json\.[0-9a-f]{32}")
 
 
 class Garbage(NamedTuple):

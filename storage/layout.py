@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from polyepo.errors import ConfigError
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -14,9 +16,9 @@ def is_name(value: str) -> bool:
 
 
 def check_name(field: str, value: str) -> str:
-    """Return a name that is safe as a path component, or raise ValueError naming the field."""
+    """Return a name that is safe as a path component, or raise ConfigError naming the field."""
     if not isinstance(value, str) or not is_name(value):
-        raise ValueError(
+        raise ConfigError(
             f"{field} {value!r} must be 1 to 100 letters, digits, '.', '_' or '-', begin with a letter or digit "
             "and not contain '..'"
         )

@@ -5,10 +5,12 @@ Endpoint, region and credentials are AWS's and fsspec's own settings: the enviro
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -20,8 +22,8 @@ import stamina
 from aiohttp import ClientError as ConnectionLost
 from fsspec.asyn import sync
 
-from storage.errors import StoreError
-from storage.files import FoundFile
+from storage.errors import NoSuchRootError, StoreError
+from storage.files import PARALLEL_REQUESTS, FoundFile
 
 _PATIENCE_S = 180.0
 _FIRST_PATIENCE_S = 10.0
@@ -31,6 +33,10 @@ _BYTES_PER_S = 256 << 10
 """A transfer may take this long for its size, and a minute more; one that is slower hangs."""
 _READ_S = 600.0
 """The same for reads, whose size is not known."""
+_CHUNK_BYTES = 64 << 20
+
+_REFUSED_STATUS = {400, 401, 403, 411, 501}
+"""How stores that know no default checksums answer requests that have them."""
 
 _T = TypeVar("_T")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
@@ -74,6 +80,8 @@ _ADVICE = {
 class S3Files:
     """A prefix of a bucket. Creation is conditional: s3fs sends If-None-Match: *."""
 
+    parallel = PARALLEL_REQUESTS
+
     def __init__(self, root: str, **options: Any) -> None:
         address = root.removeprefix("s3://")
         if "@" in address.split("/")[0]:  # said without showing it
@@ -87,7 +95,8 @@ class S3Files:
         self._answered = False
         given = {**fsspec.config.conf.get("s3", {}), **options}.get("config_kwargs", {})
         # Instances are kept by their options, and these do not show that the environment has changed.
-        options |= {"skip_instance_cache": True, "use_listings_cache": False, "config_kwargs": _CONFIG | given}
+        config = {**_CONFIG, **_checksums(), **given}
+        options |= {"skip_instance_cache": True, "use_listings_cache": False, "config_kwargs": config}
         self.fs = fsspec.filesystem("s3", **options)
         self.fs.retries = 3  # of a body that breaks off
 
@@ -112,6 +121,15 @@ class S3Files:
         """An object's content."""
         # With more than one connection s3fs asks for the size first.
         return self._call(self.fs._cat_file, self._full(path), max_concurrency=1, limit_s=_READ_S)
+
+    def chunks(self, path: str, size: int) -> Iterator[bytes]:
+        """An object's content, a part at a time."""
+        if size <= _CHUNK_BYTES:
+            yield self.read(path)
+            return
+        for start in range(0, size, _CHUNK_BYTES):
+            end = start + _CHUNK_BYTES if start + _CHUNK_BYTES < size else None
+            yield self._call(self.fs._cat_file, self._full(path), start=start, end=end, limit_s=_READ_S)
 
     def exists(self, path: str) -> bool:
         """Whether an object is there."""
@@ -141,18 +159,20 @@ class S3Files:
     def local_copy(self, path: str, names: list[str]) -> Path:
         """A download, kept for as long as this object lives."""
         folder = Path(self._copies.name) / path
-        for name in names:
-            target = folder / name
-            if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-                self._call(self.fs._get_file, self._full(f"{path}/{name}"), str(partial), limit_s=_READ_S)
-                partial.rename(target)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda name: self._download(f"{path}/{name}", folder / name), names))
         return folder
 
     def url(self, path: str) -> str:
         """With the protocol in front."""
         return f"s3://{self._full(path)}"
+
+    def _download(self, path: str, target: Path) -> None:
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+            self._call(self.fs._get_file, self._full(path), str(partial), limit_s=_READ_S)
+            partial.rename(target)
 
     def _full(self, path: str) -> str:
         return f"{self._bucket}/{self._prefix}{path}"
@@ -171,7 +191,7 @@ class S3Files:
         """Wait for a coroutine of s3fs; start it again for as long as what fails may pass.
 
         Raises:
-            FileNotFoundError: there is no such object.
+            FileNotFoundError: there is no such object, or it is shorter.
             FileExistsError: the object to create exists.
             StoreError: anything else.
         """
@@ -185,10 +205,11 @@ class S3Files:
                     result: _T = sync(self.fs.loop, request, *arguments, timeout=limit_s, **options)
         except _ERRORS as error:
             code, status = _answer(error)
-            if status in (404, 412) and code != "NoSuchBucket":
+            if status in (404, 412, 416) and code != "NoSuchBucket":
                 self._answered = True
-                raise (FileNotFoundError if status == 404 else FileExistsError)(*error.args) from error
-            raise StoreError(f"root {self._root!r} cannot be used: {self._explain(error)}") from error
+                raise (FileExistsError if status == 412 else FileNotFoundError)(*error.args) from error
+            kind = NoSuchRootError if code == "NoSuchBucket" else StoreError
+            raise kind(f"root {self._root!r} cannot be used: {self._explain(error)}") from error
         self._answered = True
         return result
 
@@ -201,12 +222,21 @@ class S3Files:
             return f"there are no credentials: set {_CREDENTIALS} ({error})"
         if isinstance(error, botocore.exceptions.ConnectionError):
             return f"nothing answers at {endpoint}: correct AWS_ENDPOINT_URL, or start the server there"
+        if status in _REFUSED_STATUS and self._sends_checksums():
+            return (
+                "the store may not know the checksums that AWS's library adds to requests: set "
+                f"AWS_REQUEST_CHECKSUM_CALCULATION=when_required (bucket {self._bucket!r} at {endpoint}: {error})"
+            )
         no_code = code.isdecimal() and status >= 500  # S3 puts one into its replies
         if (no_code and not self._answered) or isinstance(error, botocore.parsers.ResponseParserError):
             return f"what answers at {endpoint} is no S3 server: correct AWS_ENDPOINT_URL"
         if isinstance(error, TimeoutError):
             return f"bucket {self._bucket!r} at {endpoint} is too slow or hangs"
         return f"bucket {self._bucket!r} at {endpoint}: {error or type(error).__name__}"
+
+    def _sends_checksums(self) -> bool:
+        client = self.fs._s3
+        return client is not None and client.meta.config.request_checksum_calculation == "when_supported"
 
     def _endpoint(self) -> str:
         client = self.fs._s3
@@ -217,7 +247,21 @@ class S3Files:
 
 
 # Each request is made three times, as AWS's own programs do; `S3Files._call` begins what then still fails again.
-_CONFIG = {"retries": {"mode": "standard", "max_attempts": 3}, "connect_timeout": 5, "read_timeout": 20}
+_CONFIG = {
+    "retries": {"mode": "standard", "max_attempts": 3},
+    "connect_timeout": 5,
+    "read_timeout": 20,
+    "max_pool_connections": PARALLEL_REQUESTS,
+}
+
+
+def _checksums() -> dict[str, str]:
+    """Checksums only where S3 demands them, unless the user wants more: many stores refuse requests that have them.
+
+    Manifests have a SHA-256 of every file, which says more.
+    """
+    settings = ("request_checksum_calculation", "response_checksum_validation")
+    return {name: "when_required" for name in settings if f"AWS_{name.upper()}" not in os.environ}
 
 
 def _answer(error: BaseException | None) -> tuple[str, int]:

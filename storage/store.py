@@ -6,27 +6,37 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
+import re
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
-from polyepo.schemas import SCHEMA_VERSION, TABLES
+from polyepo.schemas import SCHEMA_VERSION, TABLES, VALUES
 from storage.errors import CorruptArtifactError, StoreError
-from storage.files import open_files
-from storage.layout import AnyKey, ArtifactKey, check_name, stage_path
+from storage.files import Files, open_files
+from storage.layout import AnyKey, ArtifactKey, check_name, is_name, stage_path
 from storage.manifest import FileEntry, Manifest, Provenance
 
+_LOG = logging.getLogger(__name__)
+_Key = TypeVar("_Key", bound=AnyKey)
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+_STEP = re.compile(r"step=[0-9]+")
 _ROW_GROUP_BYTES = 64 << 20
 _KEPT_BYTES = 256 << 20
+_SETTINGS = re.compile(r"[0-9]{3,}\.json")
 _DICTIONARY_COLUMNS = {
     "run", "problem_id", "domain", "split", "judge", "scoring", "objective", "benchmark", "sampler",
     "finish_reason", "status", "macro_strategy", "micro_strategy", "parsed_answer", "prompt_token_ids",
@@ -44,7 +54,6 @@ class Store:
         self.root = root
         self.files = open_files(root, **options)
         self._manifests: dict[str, Manifest] = {}
-        self._absent: set[str] = set()
         self._kept: dict[str, bytes] = {}
         self._pending: dict[str, Future[Manifest]] = {}
         self._uploads = None if self.files.fs is None else ThreadPoolExecutor(4, "upload")
@@ -69,8 +78,8 @@ class Store:
             ValueError: columns or types are not the schema's, a null stands where none may, or a key repeats.
             StoreError: it could not be written; nothing committed before is harmed.
         """
-        if (existing := self._existing(key)) is not None:
-            return existing
+        if (known := self._known(key)) is not None:
+            return known
         table = conform(table, table_name)
         data = table_bytes(table, table_name, provenance)
         entry = FileEntry(
@@ -87,8 +96,8 @@ class Store:
             ValueError: the directory is empty or holds a symbolic link.
             StoreError: it could not be written; nothing committed before is harmed.
         """
-        if (existing := self._existing(key)) is not None:
-            return existing
+        if (known := self._known(key)) is not None:
+            return known
         paths = sorted(path for path in directory.rglob("*") if not path.is_dir())
         if not paths or any(path.is_symlink() for path in paths):
             raise ValueError(f"directory {str(directory)!r} must hold files, and no symbolic links")
@@ -120,6 +129,17 @@ class Store:
             raise StoreError(f"run {run!r} could not be written under root {self.root!r}: {error}") from error
         return json.loads(self.files.read(path))
 
+    def add_settings(self, run: str, changes: Sequence[str], replaced: dict[str, Any]) -> None:
+        """Note with a run, next to its record, that parts of the record are others from now on."""
+        change = {"changed_at": _now(), "changes": list(changes), "replaced": replaced}
+        data = json.dumps(change, indent=2, sort_keys=True).encode()
+        number = len(self._settings(run))
+        try:
+            while not self.files.create(f"{_settings_folder(run)}/{number:03d}.json", data):
+                number += 1
+        except OSError as error:
+            raise StoreError(f"settings of run {run!r} could not be written under {self.root!r}: {error}") from error
+
     # --- reading
 
     def manifest(self, key: AnyKey) -> Manifest | None:
@@ -131,12 +151,17 @@ class Store:
         """Whether an artifact is committed."""
         return self.manifest(key) is not None
 
+    def committed(self, keys: Iterable[_Key]) -> list[_Key]:
+        """Those artifacts that are committed, in their order; asked for side by side."""
+        keys = list(keys)
+        return [key for key, there in zip(keys, self.each(self.exists, keys), strict=True) if there]
+
     def read_table(self, key: AnyKey, columns: list[str] | None = None, verify: bool = False) -> pa.Table:
         """A committed table, or some of its columns.
 
         Args:
             key: the artifact.
-            columns: names; all if None.
+            columns: names; all that were written if None. One that an older version did not write is null.
             verify: check the files' SHA-256 as well as their sizes.
 
         Raises:
@@ -145,8 +170,29 @@ class Store:
         """
         manifest = self._committed(key)
         parts = [self._checked(manifest, entry, verify) for entry in manifest.files]
-        tables = [pq.read_table(pa.BufferReader(part), columns=columns) for part in parts]
+        try:
+            tables = [_read_part(part, columns, manifest.table) for part in parts]
+        except (pa.ArrowException, OSError) as error:
+            raise CorruptArtifactError(f"{key.path} is no valid Parquet: {error}") from error
         return tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="default")
+
+    def read_tables(self, keys: Iterable[AnyKey], columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Committed tables in the order of their keys, a few read ahead: on object storage many requests at a time.
+
+        Raises:
+            StoreError, CorruptArtifactError: as `read_table`, where the table would come.
+        """
+        return self.each(lambda key: self.read_table(key, columns), keys)
+
+    def fetch(self, keys: Iterable[AnyKey]) -> None:
+        """Bring committed tables of object storage near, side by side: who reads them next asks for nothing.
+
+        Raises:
+            StoreError, CorruptArtifactError: as `read_table`.
+        """
+        if self.files.fs is not None:
+            for _ in self.each(self._fetch, keys):
+                pass
 
     def local_files(self, key: AnyKey) -> Path:
         """A local directory with the files of a committed artifact; read-only by convention.
@@ -168,30 +214,48 @@ class Store:
         self, run: str, stage: str, partition: tuple[tuple[str, str], ...] = (), shard: int | None = None
     ) -> list[int]:
         """Steps of a stage that are committed, in order; of a sharded stage, those whose `shard` is."""
-        names = self.files.names(stage_path(run, stage, partition))
-        steps = [int(name.removeprefix("step=")) for name in names if name.startswith("step=")]
-        return [step for step in steps if self.exists(ArtifactKey(run, stage, step, partition, shard))]
+        folder = stage_path(run, stage, partition)
+        for path in list(self._pending):
+            if path.startswith(f"{folder}/"):
+                self._arrived(path)
+        # One listing tells of all of them, where their manifests would be a request each.
+        end = "/manifest.json" if shard is None else f"/shard={shard:03d}/manifest.json"
+        paths = (file.path[len(folder) + 1 :] for file in self.files.find(folder))
+        names = (path.removesuffix(end) for path in paths if path.endswith(end))
+        return sorted(int(name.removeprefix("step=")) for name in names if _STEP.fullmatch(name))
+
+    def shards(self, run: str, stage: str, step: int, partition: tuple[tuple[str, str], ...] = ()) -> list[int]:
+        """Shards of a step that are committed, in order."""
+        names = self.files.names(ArtifactKey(run, stage, step, partition).path)
+        shards = sorted(int(name.removeprefix("shard=")) for name in names if name.startswith("shard="))
+        return [shard for shard in shards if self.exists(ArtifactKey(run, stage, step, partition, shard))]
 
     def runs(self) -> list[str]:
         """Names of all runs."""
-        return [run for run in self.files.names("runs") if self.files.exists(f"runs/{run}/run.json")]
+        names = [name for name in self.files.names("runs") if is_name(name)]
+        there = self.each(lambda run: self.files.exists(f"runs/{run}/run.json"), names)
+        return [run for run, is_run in zip(names, there, strict=True) if is_run]
+
+    def run_records(self, runs: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+        """The records of all runs, or of some, by name. One that cannot be read is left out, with a warning."""
+        names = [name for name in self.files.names("runs") if is_name(name)] if runs is None else runs
+        records = zip(names, self.each(self._record_or_none, names), strict=True)
+        return {run: record for run, record in records if record is not None}
 
     def run_record(self, run: str) -> dict[str, Any] | None:
-        """What was written when the run was made, or None if there is no such run.
+        """What was written when the run was made, with what was replaced since; None if there is no such run.
 
         Raises:
             CorruptArtifactError: the record cannot be read.
         """
-        path = f"runs/{check_name('run', run)}/run.json"
-        try:
-            record = json.loads(self.files.read(path))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except ValueError as error:
-            raise CorruptArtifactError(f"{path} is no valid JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise CorruptArtifactError(f"{path} must be a JSON object, but is {type(record).__name__}")
+        record = self._json(f"runs/{check_name('run', run)}/run.json")
+        for change in self.settings_changes(run) if record is not None else []:
+            record |= change["replaced"]
         return record
+
+    def settings_changes(self, run: str) -> list[dict[str, Any]]:
+        """What was noted by `add_settings`, oldest first: `changed_at`, `changes` in words, and what was `replaced`."""
+        return [self._json(f"{_settings_folder(run)}/{name}") or {"replaced": {}} for name in self._settings(run)]
 
     def check(self) -> None:
         """Make sure at the start that artifacts can be committed here.
@@ -211,7 +275,34 @@ class Store:
                 "overwrite each other's artifacts. Use a store that has it."
             )
 
+    def each(self, function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
+        """What a function gives for each item, in their order; called side by side, a little ahead of the reader."""
+        with ThreadPoolExecutor(self.files.parallel) as pool:
+            ahead: deque[Future[_R]] = deque()
+            for item in items:
+                ahead.append(pool.submit(function, item))
+                if len(ahead) > 2 * self.files.parallel:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
     # --- inside
+
+    def _json(self, path: str) -> dict[str, Any] | None:
+        try:
+            content = json.loads(self.files.read(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise CorruptArtifactError(f"{path} cannot be read: {error.strerror or error}") from None
+        except (ValueError, RecursionError) as error:
+            raise CorruptArtifactError(f"{path} is no valid JSON: {error}") from None
+        if not isinstance(content, dict):
+            raise CorruptArtifactError(f"{path} must be a JSON object, but is {type(content).__name__}")
+        return content
+
+    def _settings(self, run: str) -> list[str]:
+        return [name for name in self.files.names(_settings_folder(run)) if _SETTINGS.fullmatch(name)]
 
     def _arrived(self, path: str) -> Manifest | None:
         """The manifest of what is being committed in the background, once it is; None if it is not."""
@@ -222,22 +313,26 @@ class Store:
         finally:
             self._pending.pop(path, None)
 
-    def _existing(self, key: AnyKey) -> Manifest | None:
-        """The manifest, if there is one; whoever was told that there is none need not be told again."""
-        if key.path in self._absent:
-            self._absent.discard(key.path)
+    def _known(self, key: AnyKey) -> Manifest | None:
+        """The manifest, if it is in memory or on a local disk. On object storage whoever commits has asked before."""
+        return self._manifests.get(key.path) or (self._stored(key.path) if self.files.fs is None else None)
+
+    def _fetch(self, key: AnyKey) -> None:
+        manifest = self._committed(key)
+        for entry in manifest.files:
+            self._checked(manifest, entry, verify=False)
+
+    def _record_or_none(self, run: str) -> dict[str, Any] | None:
+        try:
+            return self.run_record(run)
+        except CorruptArtifactError as error:
+            _LOG.warning("%s; run %s is left out", error, run)
             return None
-        return self._manifests.get(key.path) or self._stored(key.path)
 
     def _stored(self, path: str) -> Manifest | None:
-        try:
-            manifest = Manifest.model_validate_json(self.files.read(f"{path}/manifest.json"))
-        except (FileNotFoundError, NotADirectoryError):
-            if len(self._absent) >= 256:
-                self._absent.clear()
-            self._absent.add(path)
-            return None
-        self._remember(manifest)
+        manifest = read_manifest(self.files, path)
+        if manifest is not None:
+            self._remember(manifest)
         return manifest
 
     def _commit(
@@ -276,9 +371,9 @@ class Store:
             # The files stay: the manifest may be there all the same, or come to be there yet.
             raise self._uncommitted(key, error) from error
         if not won:
-            self._discard(folder)
             if (winner := self._stored(key.path)) is None:
                 raise StoreError(f"{key.path} is committed under root {self.root!r}, but its manifest is gone")
+            self._discard(folder)
             return winner
         for entry, content in files:
             if isinstance(content, bytes):
@@ -324,6 +419,8 @@ class Store:
             data = self.files.read(path)
         except FileNotFoundError:
             raise CorruptArtifactError(f"{path} is named by its manifest, but missing") from None
+        except OSError as error:
+            raise CorruptArtifactError(f"{path} cannot be read: {error.strerror or error}") from None
         if len(data) != entry.size:
             raise CorruptArtifactError(f"{path} must have {entry.size} bytes, but has {len(data)}")
         if verify and (found := hashlib.sha256(data).hexdigest()) != entry.sha256:
@@ -332,10 +429,37 @@ class Store:
         return data
 
 
+def _settings_folder(run: str) -> str:
+    return f"runs/{check_name('run', run)}/settings"
+
+
 @lru_cache(maxsize=8)
 def open_store(root: str) -> Store:
     """The store of a root, one object per root and process."""
     return Store(root)
+
+
+def read_manifest(files: Files, path: str) -> Manifest | None:
+    """The manifest in an artifact's folder, or None if there is none.
+
+    Raises:
+        CorruptArtifactError: it cannot be read, or it is another artifact's.
+    """
+    try:
+        manifest = Manifest.model_validate_json(files.read(f"{path}/manifest.json"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise CorruptArtifactError(f"{path}/manifest.json cannot be read: {error.strerror or error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "it"
+        raise CorruptArtifactError(
+            f"{path}/manifest.json cannot be read as a manifest: {field}: {first['msg']}"
+        ) from None
+    if manifest.path != path:
+        raise CorruptArtifactError(f"{path}/manifest.json belongs to {manifest.path}")
+    return manifest
 
 
 def conform(table: pa.Table, table_name: str) -> pa.Table:
@@ -356,20 +480,36 @@ def conform(table: pa.Table, table_name: str) -> pa.Table:
     return table.cast(schema)
 
 
+def _read_part(part: bytes, columns: list[str] | None, table_name: str | None) -> pa.Table:
+    """Columns of a Parquet file; null where they are the table's and the file, of an older version, lacks them."""
+    table = pq.ParquetFile(pa.BufferReader(part)).read(columns)
+    if columns is None or table_name not in TABLES:
+        return table
+    for name in set(columns) - set(table.column_names):
+        field = TABLES[table_name].field(name)
+        table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select(columns)
+
+
 def check_keys(table: pa.Table, table_name: str, schema: pa.Schema) -> None:
-    """Raise ValueError if a column is missing or null where it must not be, or a row's key repeats."""
+    """Raise ValueError if a column is missing, or null or of a value where it must not be, or a row's key repeats."""
     for field in schema:
         if field.name not in table.column_names:
             raise ValueError(f"table {table_name}: column {field.name} is missing")
         if not field.nullable and table[field.name].null_count:
             raise ValueError(f"table {table_name}: column {field.name} must not be null, but is in some row")
-    key = [name for name in ("run", "step", "problem_id", "sample") if name in schema.names]
-    if "sample" in key or table_name == "problems":
-        by = [*key, *(["split"] if table_name == "problems" and "split" in key else [])]
-        repeated = table.group_by(by).aggregate([([], "count_all")])
-        repeated = repeated.filter(pc.field("count_all") > 1)
-        if repeated.num_rows:
-            raise ValueError(f"table {table_name}: key {repeated.select(by).slice(0, 1).to_pylist()[0]} repeats")
+        allowed = VALUES.get((table_name, field.name))
+        if allowed and (unknown := {str(v) for v in table[field.name].unique().drop_null().to_pylist()} - allowed):
+            raise ValueError(
+                f"table {table_name}: column {field.name} must be one of {', '.join(sorted(allowed))}, but is "
+                f"{min(unknown)!r} in some row"
+            )
+    by: list[str] = [name for name in ("run", "step", "split", "problem_id", "sample") if name in schema.names]
+    if "sample" in by or table_name == "problems":
+        repeated = table.group_by(by, use_threads=False).aggregate([([], "count_all")])
+        if repeated.num_rows < table.num_rows:
+            first = repeated.filter(pc.field("count_all") > 1).select(by).slice(0, 1).to_pylist()[0]
+            raise ValueError(f"table {table_name}: key {first} repeats")
 
 
 def table_bytes(table: pa.Table, table_name: str, provenance: Provenance) -> bytes:

@@ -39,5 +39,8 @@ def update(root: str, name: str, step: int) -> str:
         provenance = run.provenance(policy.version, seconds)
         table = pa.Table.from_pylist([row], schema=UPDATES)
         run.store.commit_table(key, table, table_name="updates", parents=parents, provenance=provenance)
-        put_policy(run, policy)
+        # Another process may have committed this step meanwhile. Then its update counts and these weights are dropped:
+        # whoever needs the policy next rebuilds it from what was committed.
+        if run.store.read_table(key, table.column_names).equals(table):
+            put_policy(run, policy)
     return key.path

@@ -71,7 +71,7 @@ def s3():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = subprocess.Popen(
-        [sys.executable, "-I", str(Path(__file__).parents[1] / "flows" / "s3_server.py"), str(port)],
+        [sys.executable, "-I", str(Path(__file__).parents[1] / "flows" / "services" / "s3_server.py"), str(port)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     url = f"http://127.0.0.1:{port}"

@@ -6,6 +6,8 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -13,27 +15,38 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from polyepo.errors import ConfigError, PolyepoError
+
 
 class _Commands(TyperGroup):
-    """All commands; a store that cannot be used is one message, whichever of them finds out."""
+    """All commands; an error of ours is one message and an exit code, whichever of them finds out."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except Exception as error:
+        except PolyepoError as error:
             from flows.views.terminal import safe_text
-            from storage import StoreError
 
-            if isinstance(error, StoreError):
-                fail(Console(), safe_text(error))
-            raise
+            fail(Console(), "\n".join(map(safe_text, str(error).splitlines())), error.exit_code)
 
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-RootOption = Annotated[
-    str, typer.Option(help="Where artifacts are: a path or s3://bucket/prefix.", envvar="POLYEPO_ROOT")
-]
+
+def _existing(root: str) -> str:
+    """A root that can be read. A bucket answers for itself."""
+    path = root.removeprefix("file://")
+    if "://" not in path and not Path(path).expanduser().is_dir():
+        what = "is a file" if Path(path).expanduser().exists() else "does not exist"
+        fail(Console(), f"root {root!r} {what}: give the folder of a store by --root or POLYEPO_ROOT", code=2)
+    return root
+
+
+_ROOT: dict[str, Any] = {"help": "Where artifacts are: a path or s3://bucket/prefix.", "envvar": "POLYEPO_ROOT"}
+RootOption = Annotated[str, typer.Option(**_ROOT)]
+"""Of commands that make the root."""
+ExistingRoot = Annotated[str, typer.Option(**_ROOT, callback=_existing)]
+"""Of commands that read what is there."""
 
 
 @app.callback()
@@ -45,14 +58,16 @@ def parse_settings(changes: list[str]) -> dict[str, Any]:
     """Dotted names and values, these read as YAML: 1 is a number, null is nothing."""
     import yaml
 
-    from polyepo.config import ConfigError
-
     settings = {}
     for change in changes:
         name, equals, value = change.partition("=")
         if not name or not equals:
             raise ConfigError(f"--set {change!r} must be name=value, such as seed=1")
-        settings[name] = yaml.safe_load(value)
+        try:
+            settings[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"--set {change!r}: {value!r} is no YAML value: {reason}") from None
     return settings
 
 
@@ -69,6 +84,16 @@ def shell_command(program: str, *arguments: str) -> str:
         return shlex.join([program, *arguments])
     path = folder / program
     return shlex.join([str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path), *arguments])
+
+
+@contextmanager
+def progress(words: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, while the block tells it how much is done of how much; nothing where nobody looks."""
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(words, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def fail(console: Console, message: str, code: int = 1) -> NoReturn:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from flows.cli.base import RootOption, app, fail, quiet_prefect, shell_command
+from flows.cli.base import ExistingRoot, RootOption, app, fail, progress, quiet_prefect, shell_command
 
 
 @app.command(name="import")
@@ -81,7 +81,7 @@ def export(
     form: Annotated[Literal["parquet", "jsonl"], typer.Option("--format")] = "parquet",
     scoring: Annotated[str | None, typer.Option(help="Id of the scoring; the run's own if not given.")] = None,
     step: Annotated[list[int] | None, typer.Option(help="A step to write, repeatable; all if not given.")] = None,
-    root: RootOption = "artifacts",
+    root: ExistingRoot = "artifacts",
 ) -> None:
     """Write a run's responses, rewards, clusters and advantages as one table, in a folder that `datasets` loads."""
     from flows.views.export import export_run
@@ -90,7 +90,8 @@ def export(
     console = Console()
     folder = output or Path(f"{run}-export")
     try:
-        rows = export_run(root, run, folder, form, scoring, step)
+        with progress("steps written") as tell:
+            rows = export_run(root, run, folder, form, scoring, step, tell)
     except ConfigError as error:
         fail(console, str(error), code=2)
     typer.echo(f"{rows:,} responses in {folder}\n\nNext:\n  datasets.load_dataset({str(folder)!r})")

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
-from flows.cli.base import RootOption, app, fail, quiet_prefect, shell_command
+from flows.cli.base import ExistingRoot, app, fail, quiet_prefect, shell_command
+
+_SAY_EVERY_S = 10.0
 
 
 @app.command()
@@ -17,7 +24,7 @@ def compare(
     run: str,
     judge_a: Annotated[str, typer.Argument(help="A judge, or one scoring of its labels.")],
     judge_b: Annotated[str, typer.Argument(help="Another judge, or another scoring.")],
-    root: RootOption = "artifacts",
+    root: ExistingRoot = "artifacts",
 ) -> None:
     """Compare two judges of the same rollouts: agreement, clusters, advantages, the prompts that differ most."""
     from polyepo.config import ConfigError
@@ -43,23 +50,28 @@ def judge_bench(
     ] = None,
     seed: int = 0,
 ) -> None:
-    """Measure judges on responses whose strategies are known: agreement, consistency, position bias, cost, time."""
-    from rich.progress import track
+    """Measure judges on responses whose strategies are known: agreement, consistency, position bias, cost, time.
 
-    from flows.views.judges import bench, render, suites
+    How far it is, and each result as it comes, goes to stderr; the tables come at the end. What judges were answered is
+    kept in .polyepo/judge-bench as it comes: after Ctrl-C or a failure the same command asks only for the rest.
+    """
+    from flows.views.judges import KEPT, bench, render, suites, summary
     from polyepo.config import ConfigError
     from polyepo.judges.llm.limits import JudgeError
 
-    console = Console()
+    console, progress = Console(), Console(stderr=True)
+    measured = []
     try:
-        sets = suites(data, prompts, responses, seed)
-        total, quiet = len(sets) * len(judges), not console.is_terminal
-        work = track(bench(judges, sets, seed), "asking", total, console=console, transient=True, disable=quiet)
-        measured = list(work)
+        with _told(progress) as say:
+            for row in bench(judges, suites(data, prompts, responses, seed), seed, say):
+                measured.append(row)
+                progress.print(summary(row), highlight=False, markup=False, soft_wrap=True)
     except ConfigError as error:
         fail(console, str(error), code=2)
     except (JudgeError, ImportError) as error:
         fail(console, str(error))
+    except KeyboardInterrupt:
+        fail(console, f"ended; answers are kept in {KEPT}: the same command asks only for the rest", code=130)
     console.print(render(measured))
     typer.echo(
         "ARI, V: agreement with the known strategies (1 is perfect); deg P, R: precision and recall of degenerate;\n"
@@ -68,13 +80,31 @@ def judge_bench(
     )
 
 
+@contextlib.contextmanager
+def _told(console: Console) -> Iterator[Callable[[str], None]]:
+    """Says how far work is: on a terminal in a line that changes, elsewhere in a new line now and then."""
+    if console.is_terminal:
+        with console.status("preparing") as status:
+            yield lambda text: status.update(Text(text))
+        return
+    said = -math.inf
+
+    def say(text: str) -> None:
+        nonlocal said
+        if time.monotonic() - said >= _SAY_EVERY_S:
+            said = time.monotonic()
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    yield say
+
+
 @app.command(name="judge-sheet")
 def judge_sheet(
     run: str,
     output: Annotated[Path, typer.Option("--output", "-o", help="The CSV file to write.")] = Path("sheet.csv"),
     prompts: Annotated[int, typer.Option(min=1, help="Prompts in the sheet, each problem at most once.")] = 50,
     seed: int = 0,
-    root: RootOption = "artifacts",
+    root: ExistingRoot = "artifacts",
 ) -> None:
     """Write a blind sheet of a run's responses for labels by hand, which is then a judge like any other."""
     from polyepo.config import ConfigError

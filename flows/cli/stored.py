@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from flows.cli.base import RootOption, app, fail, quiet_prefect, shell_command
+from flows.cli.base import ExistingRoot, app, fail, quiet_prefect, shell_command
 
 
 @app.command()
@@ -24,7 +25,7 @@ def sql(
     print_init: Annotated[
         bool, typer.Option("--print-init", help="Print SQL that makes the same views in any DuckDB.")
     ] = False,
-    root: RootOption = "artifacts",
+    root: ExistingRoot = "artifacts",
 ) -> None:
     """Ask a root's artifacts in SQL: views of every table, and a query for each usual question (.help lists them)."""
     console = Console()
@@ -50,11 +51,15 @@ def sql(
 
 
 @app.command()
-def runs(root: RootOption = "artifacts") -> None:
+def runs(root: ExistingRoot = "artifacts") -> None:
     """List the runs under a root."""
     from flows.views.show import runs_table
 
-    Console().print(runs_table(root))
+    table = runs_table(root)
+    if not table.row_count:
+        typer.echo(f"there are no runs under {root} yet; `polyepo train CONFIG --root {shlex.quote(root)}` makes one")
+        return
+    Console().print(table)
 
 
 @app.command()
@@ -62,7 +67,7 @@ def show(
     run: str,
     step: Annotated[int | None, typer.Argument(help="The last step if not given.")] = None,
     problem: Annotated[str | None, typer.Argument(help="The first problem of the step if not given.")] = None,
-    root: RootOption = "artifacts",
+    root: ExistingRoot = "artifacts",
 ) -> None:
     """Print a prompt's responses, cluster by cluster."""
     from flows.views.show import show_prompt
@@ -76,22 +81,23 @@ def show(
 
 
 @app.command()
-def verify(run: str, root: RootOption = "artifacts") -> None:
+def verify(run: str, root: ExistingRoot = "artifacts") -> None:
     """Check every artifact of a run against its manifest: hashes, rows, keys and lineage."""
     from rich.progress import track
 
     from flows.views.terminal import safe_text
     from storage import open_store
-    from storage.verify import manifests, verify_artifact
+    from storage.verify import manifests, verify_artifacts, verify_record
 
     console = Console()
     store = open_store(root)
-    if store.run_record(run) is None:
-        fail(console, f"run {run!r} does not exist under {root!r}", code=2)
     paths = manifests(store, run)
-    found = []
-    for path in track(paths, "verifying", console=Console(stderr=True), transient=True):
-        found += list(verify_artifact(store, path))
+    found = list(verify_record(store, run))
+    if not found and store.run_record(run) is None:
+        fail(console, f"run {run!r} does not exist under {root!r}", code=2)
+    checks = verify_artifacts(store, paths)
+    for findings in track(checks, "verifying", len(paths) + 1, console=Console(stderr=True), transient=True):
+        found += findings
     for finding in found:
         console.print(f"{safe_text(finding.path)}: {safe_text(finding.message)}", markup=False, soft_wrap=True)
     if found:
@@ -103,7 +109,7 @@ def verify(run: str, root: RootOption = "artifacts") -> None:
 def gc(
     older_than: Annotated[str, typer.Option(help="Age of an attempt's newest file: 90s, 30m, 12h or 7d.")] = "1d",
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
-    root: RootOption = "artifacts",
+    root: ExistingRoot = "artifacts",
 ) -> None:
     """List what writers that died have left under a root, and delete it; never what a manifest names."""
     from flows.views.terminal import safe_text
@@ -132,7 +138,7 @@ def gc(
 def report(
     runs: Annotated[list[str], typer.Argument(help="Runs, or configurations: then all of their arms.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path("report.html"),
-    root: RootOption = "artifacts",
+    root: ExistingRoot = "artifacts",
 ) -> None:
     """Write runs' figures and responses as one HTML page that works offline."""
     from polyepo.config import ConfigError
@@ -154,7 +160,7 @@ def report(
 @app.command()
 def watch(
     run: Annotated[str, typer.Argument(help="A run, or a configuration: then all of its arms.")],
-    root: RootOption = "artifacts",
+    root: ExistingRoot = "artifacts",
 ) -> None:
     """Watch a run in the terminal until it ends: step, stage, curves and the latest clusters."""
     from polyepo.config import ConfigError

@@ -9,12 +9,17 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from flows.cli.base import RootOption, app, fail, parse_settings, quiet_prefect, shell_command
+from flows.cli.base import ExistingRoot, RootOption, app, fail, parse_settings, quiet_prefect, shell_command
+
+QUICKSTART = Path("configs/quickstart.yaml")
 
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML description of the run.")] = Path("configs/quickstart.yaml"),
+    config: Annotated[
+        Path | None,
+        typer.Argument(help=f"YAML description of the run; if not given that of a --run that exists, or {QUICKSTART}."),
+    ] = None,
     run: Annotated[str | None, typer.Option(help="Name of the run; the config's file name if not given.")] = None,
     root: RootOption = "artifacts",
     changes: Annotated[
@@ -24,32 +29,31 @@ def train(
 ) -> None:
     """Start or reuse a local Prefect server and worker, run the deployment poly-epo/train, and follow it."""
     console = Console()
-    from polyepo.config import ConfigError, load_config
+    settings = parse_settings(changes or [])
+    from tasks.runs.groups import exists
+    from tasks.runs.preflight import check, describe
 
-    try:
-        settings = parse_settings(changes or [])
-        load_config(config, settings)
-    except ConfigError as error:
-        fail(console, str(error), code=2)
+    config = config or (None if run and exists(root, run) else QUICKSTART)
+    training = describe(root, config, run, settings)
+    check(root, training)
     from flows import follow
+    from flows.outcome import REFUSED, STOPPED
     from flows.services import local_stack
-    from storage import open_store
-
-    open_store(root).check()
 
     def say(line: str) -> None:
         console.print(f"· {line}", highlight=False, markup=False, soft_wrap=True)
 
-    name = run or config.stem
+    name = training.name
     sets = [word for change in changes or [] for word in ("--set", change)]
-    again = shell_command("polyepo", "train", str(config), "--run", name, "--root", root, *sets)
+    given = [str(config)] if config else []
+    again = shell_command("polyepo", "train", *given, "--run", name, "--root", root, *sets)
     flow_run_id = ""
     try:
         local_stack.start(say)
         ui = local_stack.api_url().removesuffix("/api")
         if unfinished := follow.find_unfinished(name, root):
             say(f"run {name} is going on already: following it")
-        parameters = {"config": str(config), "run": name, "root": root, "settings": settings}
+        parameters = {"config": config and str(config), "run": name, "root": root, "settings": settings}
         flow_run_id = unfinished or follow.run_deployment(local_stack.DEPLOYMENT, parameters)
         say(f"flow run {flow_run_id}: {ui}/runs/flow-run/{flow_run_id}")
         state = follow.follow(flow_run_id, console)
@@ -61,6 +65,8 @@ def train(
             say(f"the run goes on\n  follow it again: {again}\n  cancel it: {cancel}")
         raise typer.Exit(130) from None
     completed = state["type"] == "COMPLETED"
+    if state.get("name") == REFUSED:  # by what only the flow could see; the same command would be refused again
+        fail(console, str(state.get("message")), code=2)
     if verbose or not completed:
         for line in follow.last_logs(flow_run_id, 200 if verbose else 15):
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
@@ -69,18 +75,23 @@ def train(
             console,
             f"{state['type'].lower()}: {state.get('message') or ''}\n"
             f"Logs: {ui}/runs/flow-run/{flow_run_id} and {local_stack.STATE / 'gpu-worker.log'}\n"
-            f"Nothing committed is lost. Resume: {again}",
+            f"Nothing committed is lost." + ("" if state.get("name") == STOPPED else f" Resume: {again}"),
         )
+    from polyepo.errors import ConfigError
+
     try:
         _print_summary(console, root, name)
     except ConfigError as error:  # a config without evaluation trains all the same
         say(f"no summary: {error}")
-    afresh = shell_command("polyepo", "train", str(config), "--run", f"{name}-2", "--root", root, *sets)
+        _print_findings(console, root, name)
+    # Exit code 0 whatever was found: all that was asked for is done and committed, and "the same command" would not
+    # mend it. What the run is worth is said above, in colour.
+    afresh = shell_command("polyepo", "train", *given, "--run", f"{name}-2", "--root", root, *sets)
     typer.echo(
         f"\nNext:\n  {shell_command('polyepo', 'summary', name, '--root', root)}\n      this table again"
         f"\n  {shell_command('polyepo', 'report', name, '--root', root)}\n      figures and responses as a page"
-        f"\n  {afresh}\n      the same again, from scratch"
-        f"\n  {ui}\n      every step in the Prefect UI"
+        + (f"\n  {afresh}\n      the same again, from scratch" if config else "")
+        + f"\n  {ui}\n      every step in the Prefect UI"
         "\n  make stop\n      stop the server and the workers"
     )
 
@@ -94,19 +105,16 @@ def plan(
     ] = None,
 ) -> None:
     """Say what a run would take and what of it will not work; nothing starts. Exits with 1 if something will not."""
-    from polyepo.config import ConfigError, load_config
+    from polyepo.config import load_config
 
     console = Console()
     quiet_prefect()
-    try:
-        loaded = load_config(config, parse_settings(changes or []))
-        with console.status("planning") if console.is_terminal else contextlib.nullcontext():
-            from flows.plan import make_plan
-            from flows.plan.render import render
+    loaded = load_config(config, parse_settings(changes or []))
+    with console.status("planning") if console.is_terminal else contextlib.nullcontext():
+        from flows.plan import make_plan
+        from flows.plan.render import render
 
-            made = make_plan(loaded, config.stem, root)
-    except ConfigError as error:
-        fail(console, str(error), code=2)
+        made = make_plan(loaded, config.stem, root)
     console.print(render(made))
     if not made.fits:
         raise typer.Exit(1)
@@ -128,18 +136,15 @@ def experiment(
     root: RootOption = "artifacts",
 ) -> None:
     """Train every arm with every seed through the local Prefect stack, and compare the arms; resumes what exists."""
-    from polyepo.config import ConfigError, load_config
+    from polyepo.config import load_config
     from polyepo.experiment import load_experiment
 
     console = Console()
-    try:
-        loaded = load_experiment(file, name)
-    except ConfigError as error:
-        fail(console, str(error), code=2)
+    loaded = load_experiment(file, name)
     quiet_prefect()
     from flows import experiment as experiments
     from flows.services.local_stack import StackError
-    from storage import open_store
+    from tasks.runs.preflight import check, describe
 
     def say(line: str) -> None:
         console.print(f"· {line}", highlight=False, markup=False, soft_wrap=True)
@@ -147,15 +152,14 @@ def experiment(
     again = shell_command("polyepo", "experiment", str(file), "--name", loaded.name, "--root", root)
     try:
         if not compare_only:
-            open_store(root).check()
+            for seed in loaded.seeds:
+                check(root, describe(root, loaded.config, loaded.run(seed), loaded.settings[seed]))
             threads = load_config(loaded.config).policy.num_threads
             count = jobs or experiments.parallel_runs(threads)
             experiments.run_experiment(loaded, root, count, console, say)
         found = experiments.compare_arms(loaded, root)
     except StackError as error:
-        fail(console, f"{error}\nNothing committed is lost. Resume: {again}")
-    except ConfigError as error:
-        fail(console, str(error), code=2)
+        fail(console, f"{error}\nNothing committed is lost." + (f" Resume: {again}" if error.resumable else ""))
     except KeyboardInterrupt:
         say(f"what was started goes on\n  follow it again: {again}")
         raise typer.Exit(130) from None
@@ -171,15 +175,33 @@ def experiment(
 
 
 @app.command()
-def summary(run: str, root: RootOption = "artifacts") -> None:
-    """Print a run's held-out results, next to the base model's; for a config with arms, all of them."""
-    from polyepo.config import ConfigError
+def fork(
+    run: Annotated[str, typer.Argument(help="The run to go on from.")],
+    at: Annotated[int, typer.Option(min=0, help="Its last step that the new run shares.")],
+    name: Annotated[str, typer.Option("--run", help="Name of the new run.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Replace a setting of the run's, such as update.lr=3e-4; repeatable."),
+    ] = None,
+    root: ExistingRoot = "artifacts",
+) -> None:
+    """Make a run with another's weights, optimizer and history up to a step, to be trained on with other settings.
 
-    console = Console()
-    try:
-        _print_summary(console, root, run)
-    except ConfigError as error:
-        fail(console, str(error), code=2)
+    Nothing is copied: earlier steps are read where they are. SQL and export show each step under the run that made it.
+    """
+    from tasks.runs.forking import fork as make_fork
+
+    made = make_fork(root, run, at, name, parse_settings(changes or []))
+    typer.echo(
+        f"{name} goes on from step {at} of {run}, to step {made.config.steps}\n\nNext:\n"
+        f"  {shell_command('polyepo', 'train', '--run', name, '--root', root)}\n      train it"
+    )
+
+
+@app.command()
+def summary(run: str, root: ExistingRoot = "artifacts") -> None:
+    """Print a run's held-out results, next to the base model's; for a config with arms, all of them."""
+    _print_summary(Console(), root, run)
 
 
 def _print_summary(console: Console, root: str, run: str) -> None:
@@ -187,3 +209,12 @@ def _print_summary(console: Console, root: str, run: str) -> None:
     from flows.views.summary import render, summarize
 
     console.print(render(summarize(root, run)))
+    _print_findings(console, root, run)
+
+
+def _print_findings(console: Console, root: str, run: str) -> None:
+    """What was wrong with a run, below its table."""
+    from flows.views.findings import render, warnings
+
+    if found := warnings(root, run):
+        console.print(render(found))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.plan.model import ModelFacts, Shape, cache_bytes, micro_batch_bytes
+from flows.plan.facts import ModelFacts, Shape
 from polyepo.config import RunConfig
 from polyepo.domains import Problem
 from polyepo.judges import Estimate, Group, Judge
@@ -154,6 +154,8 @@ def amounts(config: RunConfig, problems: Problems, model: ModelFacts | None, tok
 
 def memory(config: RunConfig, problems: Problems, model: ModelFacts) -> Memory:
     """What a run holds at its peaks. Raises UnknownError if the model does what fake tensors cannot."""
+    from flows.plan.model import cache_bytes, micro_batch_bytes  # torch takes seconds to import
+
     sampling = config.sampling
     longest = problems.longest(sampling.max_prompt_tokens)
     shape = largest_micro_batch(config, problems)

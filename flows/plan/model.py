@@ -6,67 +6,49 @@ So there is no formula for any architecture here, and nothing but a model's conf
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
-from huggingface_hub import constants
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
+from flows.plan.facts import MissingError, ModelFacts, Shape, UnknownError
 from polyepo.config import PolicyConfig, RunConfig
-from polyepo.domains import Demonstrated
+from polyepo.domains import Demonstrated, Problem
 from polyepo.policy import warm_start
-from polyepo.policy.model import gradient_checkpointing, response_logprobs
-
-
-class UnknownError(Exception):
-    """Something about a model cannot be known here; the message says why."""
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """A model as its config.json describes it. `build` makes it, in whatever mode torch is in."""
-
-    build: Callable[[], Any]
-    num_parameters: int
-    weights: int
-    """Bytes of the weights, in the type that they are trained in."""
-    positions: int | None
-    vocabulary: int
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A padded batch: rows of so many prompt and response tokens."""
-
-    rows: int
-    prompt: int
-    response: int
+from polyepo.policy.model import encode_prompt, gradient_checkpointing, response_logprobs
+from polyepo.policy.source import hub_answers
 
 
 def load_tokenizer(config: RunConfig) -> Any:
-    """The policy's tokenizer. Raises UnknownError if it is not at hand."""
+    """The policy's tokenizer. Raises MissingError if there is none, UnknownError if it is not at hand."""
     policy = config.policy
     if policy.warm_start and isinstance(config.domain, Demonstrated):
         return warm_start.word_tokenizer(config.domain.vocabulary())
     try:
         tokenizer = AutoTokenizer.from_pretrained(policy.model, **_options(policy))
     except (OSError, ValueError) as error:
-        raise UnknownError(f"the tokenizer of policy.model {policy.model!r} is not at hand: {_first(error)}") from None
+        raise _missing(policy, "the tokenizer of policy.model", error) from None
     if not tokenizer("1")["input_ids"]:  # transformers makes an empty one where a directory holds none
-        raise UnknownError(f"policy.model {policy.model!r} has no tokenizer with it")
+        raise MissingError(
+            f"policy.model {policy.model!r} has no tokenizer with it", "put the tokenizer's files into the directory"
+        )
     return tokenizer
 
 
+def prompt_lengths(tokenizer: Any, config: RunConfig, splits: dict[str, list[Problem]]) -> dict[str, int]:
+    """Tokens of each problem's prompt, by problem id. Raises ConfigError if the tokenizer cannot take one."""
+    kwargs = config.policy.chat_template_kwargs
+    problems = (problem for split in splits.values() for problem in split)
+    return {problem.problem_id: len(encode_prompt(tokenizer, problem, kwargs)) for problem in problems}
+
+
 def load_model(policy: PolicyConfig, tokenizer: Any) -> ModelFacts:
-    """What a policy's model is. Raises UnknownError if its config.json is not at hand or describes nothing known."""
+    """What a policy's model is. Raises as `load_tokenizer`, by its config.json."""
     dtype = getattr(torch, policy.dtype)
 
     def build() -> Any:
@@ -81,7 +63,7 @@ def load_model(policy: PolicyConfig, tokenizer: Any) -> ModelFacts:
         with FakeTensorMode():
             model = build()
     except (OSError, ValueError, RuntimeError) as error:
-        raise UnknownError(f"policy.model {policy.model!r} is not at hand: {_first(error)}") from None
+        raise _missing(policy, "policy.model", error) from None
     parameters = list(model.parameters())
     return ModelFacts(
         build=build,
@@ -154,21 +136,21 @@ class _LiveBytes(TorchDispatchMode):
         self.now -= self._sizes.pop(number)
 
 
+def _missing(policy: PolicyConfig, what: str, error: Exception) -> UnknownError:
+    """What could not be loaded is missing if it was looked for where it must be; not if the hub could not be asked."""
+    reason = f"{what} {policy.model!r} is not at hand: {_first(error)}"
+    if Path(policy.model or "").is_dir() or hub_answers():
+        return MissingError(reason, "name a directory with a Hugging Face causal language model, or a hub id")
+    return UnknownError(reason, "download the model, or plan where the hub answers")
+
+
 def _options(policy: PolicyConfig) -> dict[str, Any]:
-    local = Path(policy.model or "").is_dir() or not _hub_answers()
-    return {"trust_remote_code": policy.trust_remote_code, "local_files_only": local}
-
-
-@cache
-def _hub_answers() -> bool:
-    """Asked once: transformers would try for minutes, for each file."""
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        httpx.head(constants.ENDPOINT, timeout=10)
-    except httpx.HTTPError:
-        return False
-    return True
+    local = Path(policy.model or "").is_dir() or not hub_answers()
+    return {
+        "trust_remote_code": policy.trust_remote_code,
+        "revision": policy.revision or "main",
+        "local_files_only": local,
+    }
 
 
 def _first(error: Exception) -> str:

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from flows.plan import Plan, RunPlan
 from flows.plan.amounts import PROCESS_BYTES, Stage
-from flows.plan.findings import Finding, gigabytes
-from flows.views.terminal import safe_text
+from flows.plan.findings import gigabytes
+from flows.views.terminal import finding_line, safe_text
 from polyepo.judges import LLMJudge
 
 
@@ -22,12 +22,11 @@ def render(plan: Plan) -> Group:
     free = "" if plan.free_storage is None else f"; {gigabytes(plan.free_storage)} are free"
     parts.append(Text(f"Storage in all: up to {gigabytes(plan.storage)}{free}.\n"))
     for run in plan.runs:
-        where = "" if len(plan.runs) == 1 else f"{', '.join(run.runs)}: "
-        parts += [_line("?", "yellow", f"{where}not known: {text}") for text in run.unknown]
-        parts += [_finding(where, finding) for finding in run.findings]
-    parts += [_finding("", finding) for finding in plan.findings]
-    if not any(run.unknown or run.findings for run in plan.runs) and not plan.findings:
-        parts.append(_line("✓", "green", "it fits"))
+        where = "" if len(plan.runs) == 1 else ", ".join(run.runs)
+        parts += [finding_line(finding, where) for finding in run.findings]
+    parts += [finding_line(finding) for finding in plan.findings]
+    if not any(run.findings for run in plan.runs) and not plan.findings:
+        parts.append(Text.assemble(("✓ ", "green"), "it fits"))
     return Group(*parts)
 
 
@@ -113,12 +112,3 @@ def _table(title: str, first: str) -> Table:
                   caption_justify="left", pad_edge=False)  # fmt: skip
     table.add_column(first)
     return table
-
-
-def _finding(where: str, finding: Finding) -> Text:
-    sign, style = ("✗", "red") if finding.fatal else ("!", "yellow")
-    return _line(sign, style, where + finding.text)
-
-
-def _line(sign: str, style: str, text: str) -> Text:
-    return Text.assemble((f"{sign} ", style), safe_text(text))

@@ -23,6 +23,14 @@ DEPLOYMENT = "poly-epo/train"
 WORKERS = {"gpu-worker": GPU_POOL, "cpu-worker": CPU_POOL}
 SERVER_SECONDS = 180
 WORKER_SECONDS = 90
+_RARELY = (
+    "SCHEDULER_RECENT_DEPLOYMENTS",
+    "LATE_RUNS",
+    "PAUSE_EXPIRATIONS",
+    "CLEANUP_RECONCILER",
+    "REPOSSESSOR",
+    "FOREMAN",
+)
 _PREFECT = [sys.executable, "-m", "prefect"]
 
 
@@ -54,11 +62,17 @@ def environment() -> dict[str, str]:
         "PREFECT_HOME": str((STATE / "prefect").absolute()),
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        # A run should begin within a second of being asked for.
-        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        # A run should begin soon after it is asked for; two workers that ask all the time keep the server busy.
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_CLI_PROMPT": "false",
         # A feed of some events for each of thousands of task runs takes half a core, and locks the database.
         "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
+        # One transaction for each state of each task run was most of what the server did.
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "100",
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "2",
+        # Its other services look every few seconds for what hardly ever happens here.
+        **{f"PREFECT_SERVER_SERVICES_{name}_LOOP_SECONDS": "60" for name in _RARELY},
         # What the library says, such as that it waits for a vLLM server, belongs into the run's log.
         "PREFECT_LOGGING_EXTRA_LOGGERS": "polyepo",
     }

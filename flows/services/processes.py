@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from polyepo.errors import PolyepoError
+
 STATE = Path(".polyepo")
 MARK = "POLYEPO_STATE"
 """Set to the absolute STATE in the environment of a process, it is how `terminate_orphans` knows what that started."""
@@ -18,7 +20,7 @@ MARK = "POLYEPO_STATE"
 _WAIT_FOR_FILE = 'read -r _ && exec "$@" </dev/null'
 
 
-class StackError(RuntimeError):
+class StackError(PolyepoError, RuntimeError):
     """A process that is needed cannot be used; the message says what to do."""
 
 

@@ -195,8 +195,11 @@ def _lines(comparison: Comparison) -> list[tuple[str, str]]:
             ("scorings", f"{comparison.scorings[0]} -> {comparison.scorings[1]}"),
             # Undefined where all advantages of a prompt are equal, under either scoring.
             ("rank correlation of advantages", f"{shown} ({scores['ranked']:,} of {scores['prompts']:,} prompts)"),
-            ("advantages that change sign", f"{scores['sign_flips']:,} of {scores['responses']:,}"),
-            ("rewards that change", f"{scores['rewards_changed']:,} of {scores['responses']:,}"),
+            (
+                "advantages that change sign",
+                "unknown" if scores["sign_flips"] is None else f"{scores['sign_flips']:,} of {scores['responses']:,}",
+            ),
+            ("rewards that change", f"{scores['rewards_changed'] or 0:,} of {scores['responses']:,}"),
         ]
     return lines
 

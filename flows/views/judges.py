@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -14,14 +14,17 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.views.terminal import safe_text
-from polyepo.config import ConfigError, load_judge
+from polyepo.config import ConfigError, digest, load_judge
 from polyepo.domains import AnyDomain, Countdown, Multiplication, Polynomial
-from polyepo.judges import Group
-from polyepo.judges.bench import Measured, Suite, domain_suite, human_suite, measure
+from polyepo.judges import Group, Judge
+from polyepo.judges.bench import BenchCalls, Measured, Suite, domain_suite, human_suite, measure
+from polyepo.judges.llm.limits import JudgeError
 from polyepo.judges.sheet import write_sheet
 from storage import connect, rows
 from tasks.runs.run import open_run
 
+KEPT = Path(".polyepo/judge-bench")
+"""Calls of judges that were measured."""
 HUMAN_SOLUTIONS = Path("creativemath/subset.json")
 _RESPONSES = """
 SELECT problem_id, response FROM rollouts
@@ -44,10 +47,48 @@ def suites(data: Path | None, prompts: int, responses: int, seed: int) -> list[S
     return found
 
 
-def bench(judges: Sequence[Path], suites: Sequence[Suite], seed: int) -> Iterable[Measured]:
-    """Every judge on every suite. Raises ConfigError if a judge cannot be read, before any is asked."""
-    loaded = [load_judge(path) for path in judges]
-    return (measure(judge, suite, seed) for suite in suites for judge in loaded)
+def bench(judges: Sequence[Path], suites: Sequence[Suite], seed: int, say: Callable[[str], None]) -> Iterator[Measured]:
+    """Every judge on every suite, as they come. What a judge's calls were answered is kept under KEPT, and used again.
+
+    Args:
+        judges: YAML files.
+        suites: sets of responses.
+        seed: of the second order.
+        say: told how far a judge is, after each call.
+
+    Raises:
+        ConfigError: a judge cannot be read; raised before any is asked.
+        JudgeError: a judge cannot go on, or gave no label at all.
+    """
+    loaded = [(path, load_judge(path)) for path in judges]
+    return (_measured(path, judge, suite, seed, say) for suite in suites for path, judge in loaded)
+
+
+def _measured(path: Path, judge: Judge, suite: Suite, seed: int, say: Callable[[str], None]) -> Measured:
+    # One model may be served in two places, and the point may be to tell them apart.
+    content = [judge.judge_id, getattr(judge, "base_url", "")]
+    kept = KEPT / f"{judge.judge_id}-{digest(content)[:8]}.jsonl" if judge.makes_calls else None
+
+    def calls_of(name: str, expected: int) -> BenchCalls:
+        def tell(made: int) -> None:
+            say(f"{name}: {made} of about {max(made, expected)} calls")
+
+        if expected:
+            tell(0)
+        return BenchCalls(kept, tell)
+
+    try:
+        return measure(judge, suite, seed, calls_of)
+    except JudgeError as error:
+        raise JudgeError(f"{path}: {error}") from error
+
+
+def summary(row: Measured) -> str:
+    """One line about a measurement that is done."""
+    return safe_text(
+        f"{row.suite}, {row.judge}: ARI {_number(row.ari)}, self {_number(row.consistency)}, "
+        f"miss {_number(row.missing)}, {row.responses} responses"
+    )
 
 
 def render(measured: Sequence[Measured]) -> RichGroup:

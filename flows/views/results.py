@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -10,17 +11,15 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from flows.views.report.heldout import Evaluation, powers_of_two, with_interval
+from flows.views.evaluation import Interval, evaluation_of, powers_of_two, with_interval
 from polyepo.config import ConfigError
 from polyepo.metrics import branching
-from tasks.runs.evaluations import read_evaluation
+from tasks.runs.evaluations import Planned, planned, read_evaluation
 from tasks.runs.run import Run
 
 TAUS = (0.1, 0.25, 0.5, 0.75, 1.0)
-_COLUMNS = ["reward", "parsed_answer", "cluster", "degenerate", "response_token_ids", "finish_reason", "judge"]
-
-Interval = tuple[float, float, float]
-"""Mean over problems, and the ends of its 95 % bootstrap interval."""
+_COLUMNS = ["reward", "parsed_answer", "answer_class", "cluster", "degenerate", "response_token_ids", "finish_reason",
+            "judge"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,12 @@ class Results:
     judge: str
     num_problems: int
     num_samples: int
+    """Of the problem that has fewest."""
+    asked: Planned | None
+    """What the evaluation is to be when it is finished; None if that is not known."""
+    num_ungraded: int
+    """Samples that could not be graded, and are left out of what counts correct ones."""
+    num_responses: int
     by_k: dict[int, dict[str, Interval]]
     """By k: pass@k, maj@k, vote share, distinct@k."""
     overall: dict[str, Interval]
@@ -40,22 +45,18 @@ class Results:
 
 
 def results(run: Run, benchmark: str, step: int) -> Results:
-    """The results of an evaluation. Raises ConfigError if nothing of it is committed."""
+    """The results of an evaluation, finished or not. Raises ConfigError if nothing of it is committed."""
     rows = read_evaluation(run, benchmark, step, _COLUMNS)
     if not rows:
         raise ConfigError(f"run {run.name!r}, step {step}, is not evaluated on {benchmark!r} yet")
     groups = [list(group) for _, group in groupby(rows, key=lambda row: row["problem_id"])]
-    evaluation = Evaluation(
-        [[(r["reward"] > 0.5, r["parsed_answer"], r["cluster"], r["degenerate"]) for r in group] for group in groups]
-    )
-    correct_PM = evaluation.correct_PM
-    num_samples = correct_PM.shape[1]
+    evaluation = evaluation_of(groups)
     tokens = [[row["response_token_ids"] for row in group] for group in groups]
     trees = [branching(responses) for responses in tokens]
     overall = {
-        "coverage": correct_PM.any(1),
-        **{f"cover@{tau:g}": correct_PM.mean(1) >= tau for tau in TAUS},
-        "distinct successful strategies": evaluation.strategies(num_samples),
+        "coverage": evaluation.coverage(),
+        **{f"cover@{tau:g}": evaluation.cover_at(tau) for tau in TAUS},
+        "distinct successful strategies": evaluation.distinct_strategies(),
         "branches at their most": np.array([max(alive, default=0) for alive, _ in trees]),
         "first branching (token)": np.array(
             [len(alive) if first is None else first for alive, first in trees]
@@ -70,17 +71,20 @@ def results(run: Run, benchmark: str, step: int) -> Results:
             "vote share": with_interval(evaluation.majority(k)[1]),
             "distinct@k": with_interval(evaluation.strategies(k)),
         }
-        for k in powers_of_two(num_samples)
+        for k in powers_of_two(evaluation.num_samples)
     }
     return Results(
-        run.name,
-        step,
-        benchmark,
-        rows[0]["judge"],
-        len(groups),
-        num_samples,
-        by_k,
-        {name: with_interval(np.asarray(values, dtype=float)) for name, values in overall.items()},
+        run=run.name,
+        step=step,
+        benchmark=benchmark,
+        judge=rows[0]["judge"],
+        num_problems=len(groups),
+        num_samples=min(map(len, groups)),
+        asked=planned(run, benchmark, step),
+        num_ungraded=sum(row["reward"] is None for row in rows),
+        num_responses=len(rows),
+        by_k=by_k,
+        overall={name: with_interval(values) for name, values in overall.items()},
     )
 
 
@@ -107,19 +111,26 @@ def markdown(found: Results) -> str:
 
 
 def _title(found: Results) -> str:
+    size = f"{found.num_problems} problems × {found.num_samples} samples"
+    if found.asked and (found.num_problems < found.asked.problems or found.num_samples < found.asked.samples):
+        size += f" of {found.asked.problems} × {found.asked.samples}: not finished"
+    if found.num_ungraded:
+        size += f", of which {found.num_ungraded} of {found.num_responses} responses could not be graded"
     return (
-        f"{found.run} · step {found.step} · {found.benchmark}: {found.num_problems} problems × {found.num_samples} "
-        f"samples, strategies by judge {found.judge}; (95 % intervals over problems)"
+        f"{found.run} · step {found.step} · {found.benchmark}: {size}; strategies by judge {found.judge}; "
+        "(95 % intervals over problems)"
     )
 
 
 def _tables(found: Results) -> list[list[list[str]]]:
-    names = list(next(iter(found.by_k.values())))
-    by_k = [["k", *names], *([str(k), *map(_cell, values.values())] for k, values in found.by_k.items())]
+    names = ["pass@k", "maj@k", "vote share", "distinct@k"]
+    by_k = [["k", *names], *([str(k), *(_cell(values[n]) for n in names)] for k, values in found.by_k.items())]
     overall = [["over all samples", "mean"], *([name, _cell(value)] for name, value in found.overall.items())]
     return [by_k, overall]
 
 
 def _cell(value: Interval) -> str:
+    if math.isnan(value[0]):
+        return "–"
     mean, low, high = (f"{x:.3f}" if abs(x) < 10 else f"{x:.1f}" for x in value)
     return f"{mean} ({low} – {high})"

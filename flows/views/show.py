@@ -25,7 +25,8 @@ FROM runs r LEFT JOIN (
 ORDER BY r.created_at, r.run
 """
 _RESPONSES = """
-SELECT r.sample, s.cluster, s.degenerate, s.reward, s.advantage, l.macro_strategy, l.micro_strategy, r.response
+SELECT r.sample, s.cluster, s.degenerate, s.reward, s.ungraded, s.advantage, l.macro_strategy, l.micro_strategy,
+       r.response
 FROM rollouts r
 LEFT JOIN (FROM scores WHERE run = $run AND step = $step AND scoring = $scoring) s USING (problem_id, sample)
 LEFT JOIN (FROM labels WHERE run = $run AND step = $step) l
@@ -88,7 +89,7 @@ def show_prompt(root: str, run: str, step: int | None, problem: str | None) -> R
         )
     prompts = rows(
         connection,
-        "SELECT prompt, answer FROM problems WHERE run = $run AND problem_id = $problem",
+        "SELECT prompt, answer FROM problems WHERE run = $run AND split = 'train' AND problem_id = $problem",
         run=run, problem=chosen,
     )  # fmt: skip
     responses = rows(connection, _RESPONSES, run=run, step=step, problem=chosen, scoring=scoring)
@@ -117,12 +118,15 @@ def _cluster(members: list[dict[str, Any]]) -> Panel:
     table.add_column(justify="right")
     table.add_column()
     for row in members:
-        table.add_row(_reward(row["reward"]), _advantage(row["advantage"]), Text(safe_text(row["response"])))
+        reward, advantage = _reward(row["reward"], row["ungraded"]), _advantage(row["advantage"])
+        table.add_row(reward, advantage, Text(safe_text(row["response"])))
     return Panel(table, title=Text(f"{name} · {len(members)}"), title_align="left", box=box.ROUNDED)
 
 
-def _reward(reward: float | None) -> Text:
-    return Text("–") if reward is None else Text(f"{reward:.2g}", style="green" if reward > 0.5 else "red")
+def _reward(reward: float | None, ungraded: str | None) -> Text:
+    if reward is None:
+        return Text(safe_text(ungraded or "–", limit=40))
+    return Text(f"{reward:.2g}", style="green" if reward > 0.5 else "red")
 
 
 def _advantage(advantage: float | None) -> str:

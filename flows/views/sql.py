@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.views.terminal import safe_text
+from polyepo.errors import PolyepoError
 from storage import Catalog
 from storage.catalog import queries
 
@@ -26,7 +27,7 @@ _TABLE_ROWS = 100  # what a person reads; the other formats give every row
 _COLUMN_WIDTH = 9  # characters that a column of a table needs, at least
 
 
-class SQLError(ValueError):
+class SQLError(PolyepoError, ValueError):
     """A statement that DuckDB refused, or a result that cannot be written as asked."""
 
 

@@ -13,8 +13,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from flows.views.summary import runs_named
-from flows.views.terminal import safe_text
+from flows.views.terminal import finding_line, safe_text
+from polyepo.findings import Severity, training_findings
+from tasks.runs.groups import members
 from tasks.runs.run import Run, open_run
 
 _REFRESH_SECONDS = 1.0
@@ -28,7 +29,6 @@ _CURVES = {
     "mismatch": "logprob_mismatch",
     "seconds": "seconds",
 }
-_MEASURED = ["reward_mean", "distinct_successful", "coverage", "entropy", "logprob_mismatch"]
 _SECONDS = [f"seconds_{stage}" for stage in ("sample", "judge", "score", "update")]
 
 
@@ -37,14 +37,14 @@ class Watched:
     """What has been read of a run: each step's row once, since what is committed never changes."""
 
     run: Run
-    rows: dict[int, dict[str, float]] = field(default_factory=dict)
+    rows: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def refresh(self) -> None:
         """Read the steps that were committed since."""
         store = self.run.store
         step = self.step + 1
         while store.exists(key := self.run.key("updates", step)):
-            row = store.read_table(key, _MEASURED + _SECONDS).to_pylist()[0]
+            row = store.read_table(key).to_pylist()[0]
             self.rows[step] = row | {"seconds": sum(row[name] for name in _SECONDS)}
             step += 1
 
@@ -81,7 +81,7 @@ def watch(root: str, name: str, console: Console) -> None:
     Raises:
         ConfigError: there is no such run under the root.
     """
-    runs = [Watched(open_run(root, run)) for run in runs_named(root, name)]
+    runs = [Watched(open_run(root, run)) for run in members(root, name)]
     for watched in runs:
         watched.refresh()
     if not console.is_terminal or all(watched.finished for watched in runs):
@@ -92,14 +92,14 @@ def watch(root: str, name: str, console: Console) -> None:
             time.sleep(_REFRESH_SECONDS)
             # Arms that start later show up when they do.
             known = {watched.run.name for watched in runs}
-            runs += [Watched(open_run(root, run)) for run in runs_named(root, name) if run not in known]
+            runs += [Watched(open_run(root, run)) for run in members(root, name) if run not in known]
             for watched in runs:
                 watched.refresh()
             live.update(view(runs), refresh=True)
 
 
 def view(runs: list[Watched]) -> Group:
-    """One line per run, the curves of the one that is going on, and the clusters of its last step."""
+    """One line per run, what is wrong, the curves of the one that is going on, and the clusters of its last step."""
     current = next((watched for watched in runs if not watched.finished), runs[-1])
     lines = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("run", "step", "stage", "reward", "successful strategies"):
@@ -110,13 +110,17 @@ def view(runs: list[Watched]) -> Group:
             Text(watched.run.name, style="bold" if watched is current else ""),
             f"{watched.step}/{watched.run.config.steps}",
             watched.stage(),
-            f"{row['reward_mean']:.2f}" if row else "",
-            f"{row['distinct_successful']:.1f}" if row else "",
+            _number(row.get("reward_mean"), 2) if row else "",
+            _number(row.get("distinct_successful"), 1) if row else "",
         )
-    parts: list[Any] = [lines]
+    parts: list[Any] = [lines, *_warnings(runs)]
     if current.rows:
         parts += [Text(), _curves(current), Text(), *_clusters(current)]
     return Group(*parts)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def sparkline(values: list[float], width: int = _WIDTH) -> str:
@@ -129,6 +133,17 @@ def sparkline(values: list[float], width: int = _WIDTH) -> str:
     return "".join(_LEVELS[round((value - low) * scale)] for value in values)
 
 
+def _warnings(runs: list[Watched]) -> list[Text]:
+    """What is wrong with each run by its steps so far; an empty line before, if there is anything."""
+    found = [
+        finding_line(finding, watched.run.name if len(runs) > 1 else "")
+        for watched in runs
+        for finding in training_findings(watched.run.config, list(watched.rows.values()))
+        if finding.severity > Severity.NOTE
+    ]
+    return [Text(), *found] if found else []
+
+
 def _curves(watched: Watched) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
@@ -136,7 +151,9 @@ def _curves(watched: Watched) -> Table:
     table.add_column(no_wrap=True, justify="right")
     table.add_column(no_wrap=True, style="dim")
     for name, column in _CURVES.items():
-        values = [row[column] for row in watched.rows.values()]
+        values = [row[column] for row in watched.rows.values() if row[column] is not None]
+        if not values:
+            continue
         table.add_row(name, sparkline(values), f"{values[-1]:.2g}", f"{min(values):.2g} … {max(values):.2g}")
     return table
 
@@ -163,11 +180,16 @@ def _clusters(watched: Watched) -> list[Any]:
         table.add_row(
             Text(safe_text(name, 28)),
             str(len(rows)),
-            f"{sum(row['reward'] for row in rows) / len(rows):.2f}",
+            _mean_reward(rows),
             f"{sum(row['advantage'] for row in rows) / len(rows):+.3f}",
             Text(safe_text(response, 60)),
         )
     return [Text(f"step {step}, problem {safe_text(problem_id, 60)}", style="dim"), table]
+
+
+def _mean_reward(rows: list[dict[str, Any]]) -> str:
+    graded = [row["reward"] for row in rows if row["reward"] is not None]
+    return f"{sum(graded) / len(graded):.2f}" if graded else "–"
 
 
 def _texts(run: Run, step: int, problem_id: str) -> dict[int, tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BeforeValidator, SerializeAsAny
+from pydantic import PlainValidator, SerializeAsAny
 
 from polyepo.domains.base import Demonstrated, Domain, Problem, Split, Strategy, Verdict
 from polyepo.domains.countdown import Countdown
@@ -16,7 +16,12 @@ from polyepo.domains.ungraded import Ungraded
 from polyepo.plugins import Choice
 
 _OURS = (Polynomial, PolynomialWords, Multiplication, MultiplicationWords, Countdown, Maths, Ungraded)
-AnyDomain = Annotated[SerializeAsAny[Domain], BeforeValidator(Choice("domain", Domain, _OURS, MissingDomain))]
+AnyDomain = Annotated[
+    SerializeAsAny[
+        Polynomial | PolynomialWords | Multiplication | MultiplicationWords | Countdown | Maths | Ungraded | Domain
+    ],
+    PlainValidator(Choice("domain", Domain, _OURS, MissingDomain)),
+]
 """One of ours by name, one that an installed package declares, or a user's own class by reference."""
 
 __all__ = [

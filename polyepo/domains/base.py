@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -30,8 +30,11 @@ class Problem(BaseModel):
 class Verdict(NamedTuple):
     """What the verifier found in one response."""
 
-    reward: float
+    reward: float | None
+    """None if it could not be graded, which is no 0."""
     parsed_answer: str | None
+    ungraded: str | None = None
+    """Why there is no reward: timeout, memory or crashed."""
 
 
 class Strategy(NamedTuple):
@@ -65,6 +68,23 @@ class Domain(Coded):
     def strategy(self, problem: Problem, response: str) -> Strategy | None:
         """The exact strategy of a response (the program judge), or None if it is degenerate."""
         raise NotImplementedError
+
+    def strategies(self, groups: Sequence[tuple[Problem, Sequence[str]]]) -> list[list[Strategy | None]]:
+        """The strategies of each problem's responses. Domains that find them by comparing override this."""
+        return [[self.strategy(problem, text) for text in responses] for problem, responses in groups]
+
+    def answer_classes(self, groups: Sequence[tuple[Problem, Sequence[str | None]]]) -> list[list[int | None]]:
+        """Each problem's parsed answers numbered by what they mean, from 0 by first appearance; None stays None.
+
+        Here equal text is equal meaning; domains with notations override this.
+        """
+        return [number_distinct(answers) for _, answers in groups]
+
+
+def number_distinct(values: Sequence[Hashable | None]) -> list[int | None]:
+    """The distinct values numbered from 0 by first appearance; None stays None."""
+    numbers: dict[Hashable, int] = {}
+    return [None if value is None else numbers.setdefault(value, len(numbers)) for value in values]
 
 
 class Demonstrated(Domain):

@@ -7,15 +7,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
+
+from polyepo.section import Section
 
 _FILES = (".jsonl", ".parquet")
 
 
-class ColumnFilter(BaseModel):
+class ColumnFilter(Section):
     """Which rows stay, by one column: numbers (or fractions such as "4/8") between bounds, or some values."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     min: float | None = None
     max: float | None = None

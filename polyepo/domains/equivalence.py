@@ -1,7 +1,8 @@
-"""Comparing mathematical answers with math-verify, in processes that can be killed.
+"""Comparing mathematical answers in processes that can be killed, each with so much processor time and memory.
 
-math-verify's own timeout is an alarm signal: off the main thread it silently fails everything, and no handler runs
-while C code computes. Here each comparison runs in a worker process with a deadline.
+math-verify's own time-out is an alarm signal: off the main thread it silently fails everything, and no handler runs
+while C code computes. A limit on wall time would let the reward depend on who else uses the machine. So the kernel
+counts a comparison's processor time, and ends a worker that uses up its share.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import atexit
 import contextlib
 import json
 import logging
-import math
 import selectors
 import signal
 import subprocess
@@ -18,55 +18,71 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from time import monotonic
+from typing import NamedTuple
+
+from polyepo.domains.notation import squeezed
 
 _MAX_BYTES = 4 * 2**30
-"""Address space of a worker: an answer that asks for more, such as a huge power, is not equal to anything."""
+"""Address space of a worker: an answer that asks for more, such as a huge power, is not compared."""
 
-_START_SECONDS = 60
-"""A new worker imports math-verify first; its first comparison may take this much longer."""
+_STUCK_SECONDS = 900.0
+"""A worker that uses no processor time and says nothing for so long is given up: nothing else ends it."""
+
+_MAX_ATTEMPTS = 2
+"""A worker that ends early may have been filled by earlier comparisons, or been killed from outside."""
+
+
+class Comparison(NamedTuple):
+    """Whether two answers are equal; None if that could not be found out, and why: timeout, memory or crashed."""
+
+    equal: bool | None
+    failure: str | None = None
 
 
 class EquivalencePool:
     """Worker processes that say whether two answers are equal. They end with this process."""
 
-    def __init__(self, num_workers: int, timeout_s: float) -> None:
+    def __init__(self, num_workers: int, processor_s: float) -> None:
         self._num_workers = num_workers
-        self._timeout_s = timeout_s
+        self._processor_s = processor_s
         self._idle: list[_Worker] = []
         atexit.register(self.close)
 
-    def equal(self, pairs: Sequence[tuple[str, str] | None]) -> list[bool]:
-        """Whether each (reference, answer) is equal; False for None, for failures and after the deadline."""
-        results = [pair is not None and "".join(pair[0].split()) == "".join(pair[1].split()) for pair in pairs]
-        waiting = deque(i for i, pair in enumerate(pairs) if pair is not None and not results[i])
-        busy: dict[_Worker, tuple[int, float]] = {}
+    def compare(self, pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
+        """Compare each (reference, answer). Equal text needs no worker, and equal pairs are compared once."""
+        found = {pair: Comparison(True) for pair in pairs if squeezed(pair[0]) == squeezed(pair[1])}
+        waiting = deque((pair, 1) for pair in dict.fromkeys(pairs) if pair not in found)
+        busy: dict[_Worker, tuple[tuple[str, str], int, float]] = {}
         with selectors.DefaultSelector() as selector:
             while waiting or busy:
                 while waiting and len(busy) < self._num_workers:
-                    index = waiting.popleft()
+                    pair, attempt = waiting.popleft()
                     worker = self._take()
-                    busy[worker] = (index, monotonic() + self._timeout_s + (0 if worker.warm else _START_SECONDS))
+                    busy[worker] = (pair, attempt, monotonic() + _STUCK_SECONDS)
                     selector.register(worker.replies, selectors.EVENT_READ, worker)
-                    worker.ask(pairs[index])
-                nearest = min(deadline for _, deadline in busy.values())
+                    worker.ask(pair)
+                nearest = min(deadline for _, _, deadline in busy.values())
                 ready = {key.data for key, _ in selector.select(max(0.0, nearest - monotonic()))}
-                for worker, (index, deadline) in list(busy.items()):
+                for worker, (pair, attempt, deadline) in list(busy.items()):
                     if worker not in ready and monotonic() < deadline:
                         continue
                     selector.unregister(worker.replies)
                     del busy[worker]
-                    answer = worker.answer() if worker in ready else None
-                    if answer is None:  # too slow, or the worker died, of memory for instance
+                    result = worker.answer() if worker in ready else Comparison(None, "timeout")
+                    if result.failure:
                         worker.kill()
                     else:
-                        results[index] = answer
                         self._idle.append(worker)
-        return results
+                    if result.failure in ("memory", "crashed") and attempt < _MAX_ATTEMPTS:
+                        waiting.append((pair, attempt + 1))
+                    else:
+                        found[pair] = result
+        return [found[pair] for pair in pairs]
 
     def _take(self) -> _Worker:
         with contextlib.suppress(IndexError):  # another thread may take the last one
             return self._idle.pop()
-        return _Worker(self._timeout_s)
+        return _Worker(self._processor_s)
 
     def close(self) -> None:
         """Stop the workers."""
@@ -77,10 +93,9 @@ class EquivalencePool:
 class _Worker:
     """One process. It talks JSON lines, so that nothing is unpickled and no main module is imported again."""
 
-    def __init__(self, timeout_s: float) -> None:
-        self.warm = False
+    def __init__(self, processor_s: float) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "polyepo.domains.equivalence", str(math.ceil(timeout_s))],
+            [sys.executable, "-m", "polyepo.domains.equivalence", str(processor_s)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -89,15 +104,17 @@ class _Worker:
         assert self._process.stdout is not None
         self._questions, self.replies = self._process.stdin, self._process.stdout
 
-    def ask(self, pair: tuple[str, str] | None) -> None:
+    def ask(self, pair: tuple[str, str]) -> None:
         with contextlib.suppress(BrokenPipeError):  # the missing answer says so
             self._questions.write(json.dumps(pair).encode() + b"\n")
             self._questions.flush()
 
-    def answer(self) -> bool | None:
+    def answer(self) -> Comparison:
         line = self.replies.readline()
-        self.warm = True
-        return {b"true\n": True, b"false\n": False}.get(line)
+        if line in _REPLIES:
+            return _REPLIES[line]
+        ended = self._process.wait()
+        return Comparison(None, "timeout" if ended == -signal.SIGPROF else "crashed")
 
     def kill(self) -> None:
         self._process.kill()
@@ -107,31 +124,33 @@ class _Worker:
             self._questions.close()
 
 
-def _serve(limit_s: int) -> None:
-    """Answer questions until the parent goes; the kernel ends a comparison that runs on although nobody waits."""
+_REPLIES = {b"true\n": Comparison(True), b"false\n": Comparison(False), b'"memory"\n': Comparison(None, "memory")}
+
+
+def _serve(processor_s: float) -> None:
+    """Answer questions until the parent goes. The kernel's SIGPROF, which nobody handles, ends a long comparison."""
     import resource  # not everywhere, and needed here alone
 
-    from math_verify import LatexExtractionConfig, parse, verify
+    from polyepo.domains.comparison import equal
 
     logging.disable()
     with contextlib.suppress(ValueError, OSError):  # not every system can limit it
         resource.setrlimit(resource.RLIMIT_AS, (_MAX_BYTES, _MAX_BYTES))
     replies, sys.stdout = sys.stdout, sys.stderr  # whatever a parser prints is no reply
+    equal("1/2", "0.5")  # what is built at first use is no part of anyone's comparison
     for line in sys.stdin.buffer:
-        signal.alarm(limit_s)
+        reply: bool | str
+        signal.setitimer(signal.ITIMER_PROF, processor_s)
         try:
-            reference, answer = json.loads(line)
-            gold = parse(f"${reference}$", parsing_timeout=None)
-            # All of an answer must be read as one expression; by default the last number in any prose would do.
-            latex = [LatexExtractionConfig()]
-            given = parse(f"${answer}$", latex, extraction_mode="first_match", parsing_timeout=None)
-            equal = bool(gold and given) and bool(verify(gold, given, timeout_seconds=None))
-        except Exception:  # anything that hostile text does to a parser means: not equal
-            equal = False
-        signal.alarm(0)
-        replies.write(json.dumps(equal) + "\n")
+            reply = equal(*json.loads(line))
+        except MemoryError:
+            reply = "memory"
+        except Exception:  # anything else that hostile text does to a parser means: not equal
+            reply = False
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        replies.write(json.dumps(reply) + "\n")
         replies.flush()
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    _serve(float(sys.argv[1]))

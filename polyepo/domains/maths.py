@@ -5,20 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import Field
 
 from polyepo.conversations import is_conversation, messages
+from polyepo.domains.answers import all_answers, final_answer, num_values
 from polyepo.domains.base import Problem, Prompt, Split, Strategy, Verdict
 from polyepo.domains.dataset import ColumnFilter, read_rows, value_at
-from polyepo.domains.equivalence import EquivalencePool
+from polyepo.domains.equivalence import Comparison, EquivalencePool
 from polyepo.domains.leakage import leaks
 from polyepo.domains.prompted import Prompted
-from polyepo.domains.references import MAX_CHARACTERS, reference_answer
+from polyepo.domains.references import reference_answer
 from polyepo.domains.text import split_problems
 
 _log = logging.getLogger(__name__)
@@ -26,19 +26,14 @@ _log = logging.getLogger(__name__)
 _PROBLEM_COLUMNS = ("problem", "question", "prompt")
 _ANSWER_COLUMNS = ("answer", "final_answer", "expected_answer", "solution", "reward_model")
 _ID_COLUMNS = ("unique_id", "problem_id", "id", "extra_info")
-_ANSWER_LINE = re.compile(r"(?:^|\n)[ \t]*\**(?:final )?answer\**\s*:\**[ \t]*([^\n]+)", re.IGNORECASE)
-_DOLLARS = re.compile(r"(?<!\\)\$+([^$]+?)(?<!\\)\$+")
-_NUMBERS = re.compile(r"(?<![_^])[0-9]|[+*/]")
-_NUMBER = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?")
-_GSM8K_ANSWER = re.compile(r"####[ \t]*([^\n]+)")
 
 
 class Maths(Prompted):
     r"""Problems from a JSONL or Parquet file; GSM8K, MATH-500 and verl's layout load without edits.
 
-    The answer is read from \boxed{...}, else from an "Answer: ..." or "#### ..." line; responses that give two
-    different answers are wrong. There is no exact strategy for free-form mathematics: the program judge clusters by
-    final answer, so use a language-model judge to explore.
+    The answer is read from the last \boxed{...}, else from the last "Answer: ..." or "#### ..." line. There is no
+    exact strategy for free-form mathematics: the program judge clusters by what the final answer means, so use a
+    language-model judge to explore.
     """
 
     name: Literal["maths"] = "maths"
@@ -49,15 +44,16 @@ class Maths(Prompted):
     split: str | None = Field(None, exclude_if=lambda split: split is None)
     """Of a data set; "train" if not given."""
     heldout_path: str | None = None
-    """Held-out problems, as `path`; a share of `path` if neither this nor `heldout_split` is given."""
+    """Held-out problems, as `path`; a share of `path` if neither this nor `heldout_split` is given. Where both use the
+    same ids for different problems, the held-out ones get `heldout-` before theirs."""
     heldout_subset: str | None = Field(None, exclude_if=lambda subset: subset is None)
     heldout_split: str | None = Field(None, exclude_if=lambda split: split is None)
     """Of `heldout_path`, or of `path` if there is none."""
     filters: dict[str, ColumnFilter] = Field({}, exclude_if=lambda filters: not filters)
     """Problems of `path` that stay, by column: {level: {min: 3}} or {subject: {values: [Algebra]}}."""
     unusable: Literal["refuse", "drop"] = Field("refuse", exclude_if=lambda choice: choice == "refuse")
-    """Rows without an answer, rows that repeat another, and training problems whose text is that of a held-out one:
-    refuse to start, or leave them out."""
+    """Rows without an answer to compare with, rows that repeat another, and training problems whose text is that of a
+    held-out one: refuse to start, or leave them out."""
     problem_column: str | None = None
     answer_column: str | None = None
     id_column: str | None = None
@@ -69,7 +65,9 @@ class Maths(Prompted):
     num_workers: int = Field(2, ge=1)
     """Processes that compare answers."""
     timeout_s: float = Field(5.0, gt=0)
-    """Seconds after which a comparison is stopped and counts as unequal."""
+    """Processor seconds after which a comparison is stopped: its response is not graded, which is no 0."""
+    boxes: Literal["last", "agree"] = Field("last", exclude_if=lambda choice: choice == "last")
+    """Of several answers in one response: the last one counts, or it is wrong unless all of them mean the same."""
 
     def problems(self, split: Split) -> list[Problem]:
         """The problems of a split. Raises ValueError naming file and row if one cannot be used."""
@@ -120,19 +118,69 @@ class Maths(Prompted):
         return self.verify_batch([problem], [response])[0]
 
     def verify_batch(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
-        """Grade responses in parallel; one that cannot be compared in time is wrong."""
-        answers = [final_answer(response) for response in responses]
-        pairs = [
-            (_trimmed(str(problem.answer)), answer) if answer is not None else None
-            for problem, answer in zip(problems, answers, strict=True)
-        ]
-        equal = _pool(self.num_workers, self.timeout_s).equal(pairs)
-        return [Verdict(float(ok), answer) for ok, answer in zip(equal, answers, strict=True)]
+        """Grade responses in parallel; one that cannot be compared has no reward, but a reason."""
+        answers = self._final_answers(problems, responses)
+        given = [i for i, answer in enumerate(answers) if answer is not None]
+        compared = self._compare([(str(problems[i].answer), str(answers[i])) for i in given])
+        verdicts = [Verdict(0.0, None)] * len(answers)
+        for i, (equal, failure) in zip(given, compared, strict=True):
+            verdicts[i] = Verdict(None if equal is None else float(equal), answers[i], failure)
+        return verdicts
 
     def strategy(self, problem: Problem, response: str) -> Strategy | None:
         """The final answer, without spaces; None if there is none."""
-        answer = final_answer(response)
-        return None if answer is None else Strategy("final answer", "".join(answer.split()))
+        return self.strategies([(problem, [response])])[0][0]
+
+    def strategies(self, groups: Sequence[tuple[Problem, Sequence[str]]]) -> list[list[Strategy | None]]:
+        """The final answers, each as the first response with an equal one wrote it, without spaces."""
+        answered = [(p, self._final_answers([p] * len(responses), responses)) for p, responses in groups]
+        found = []
+        for (_, answers), classes in zip(answered, self.answer_classes(answered), strict=True):
+            first: dict[int, Strategy] = {}
+            for answer, number in zip(answers, classes, strict=True):
+                if number is not None:
+                    first.setdefault(number, Strategy("final answer", "".join(str(answer).split())))
+            found.append([None if number is None else first[number] for number in classes])
+        return found
+
+    def answer_classes(self, groups: Sequence[tuple[Problem, Sequence[str | None]]]) -> list[list[int | None]]:
+        """By verified equivalence: each answer is compared with the first one of each class before it.
+
+        All problems at once: in every round the first unnumbered answer of each opens a class, and the others of the
+        problem are compared with it. A pair that cannot be compared counts as different.
+        """
+        classes: list[dict[str, int]] = [{} for _ in groups]
+        waiting = [list(dict.fromkeys(answer for answer in answers if answer is not None)) for _, answers in groups]
+        number = 0
+        while any(waiting):
+            asked = [(i, answers[0], answer) for i, answers in enumerate(waiting) if answers for answer in answers]
+            compared = self._compare([(first, answer) for _, first, answer in asked])
+            waiting = [[] for _ in groups]
+            for (i, _, answer), (equal, _) in zip(asked, compared, strict=True):
+                if equal:
+                    classes[i][answer] = number
+                else:
+                    waiting[i].append(answer)
+            number += 1
+        return [
+            [None if answer is None else numbers[answer] for answer in answers]
+            for (_, answers), numbers in zip(groups, classes, strict=True)
+        ]
+
+    def _final_answers(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[str | None]:
+        last = [
+            final_answer(response, num_values(str(problem.answer)))
+            for problem, response in zip(problems, responses, strict=True)
+        ]
+        if self.boxes == "last":
+            return last
+        asked = [(i, other) for i, response in enumerate(responses) if last[i] for other in all_answers(response)]
+        compared = self._compare([(str(last[i]), other) for i, other in asked])
+        contradicted = {i for (i, _), (equal, _) in zip(asked, compared, strict=True) if not equal}
+        return [None if i in contradicted else answer for i, answer in enumerate(last)]
+
+    def _compare(self, pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
+        return _pool(self.num_workers, self.timeout_s).compare(pairs)
 
     def _read(
         self, path: str, subset: str | None, split: str | None, filters: dict[str, ColumnFilter]
@@ -191,49 +239,6 @@ class Maths(Prompted):
         else:
             raise ValueError(f"{where}: the problem must be text or chat messages with role and content, not {text!r}")
         return Problem(problem_id=stable_id, domain=self.name, prompt=prompt, answer=answer)
-
-
-def final_answer(response: str) -> str | None:
-    r"""The answer that a response ends with, or None: none is there, it is overlong, or boxed answers contradict."""
-    candidates = [box for box in map(str.strip, _boxed(response)) if box and not box.startswith("\\phantom")]
-    if not candidates:
-        candidates = _ANSWER_LINE.findall(response) or _GSM8K_ANSWER.findall(response)
-    different = {"".join(answer.split()): answer for text in candidates for answer in _answers(text)}
-    answer = different.popitem()[1] if len(different) == 1 else ""
-    return answer if 0 < len(answer) <= MAX_CHARACTERS else None
-
-
-def _answers(text: str) -> list[str]:
-    """The answers that a box or an answer line names: more than one if it says `$5$ or $3$`, or `5 = 3`."""
-    if len(text) > 4 * MAX_CHARACTERS:
-        return [text]
-    found = [_trimmed(part) for part in _DOLLARS.findall(text)]
-    around = _DOLLARS.sub("", text)
-    if found and _NUMBERS.search(around):  # $3$ or 5
-        return [*found, around]
-    if len(found) > 1:
-        return found
-    found = found or [_trimmed(text)]
-    sides = [side.strip() for side in found[0].split("=")]
-    numbers = [side for side in sides if _NUMBER.fullmatch(side)]
-    return numbers if len(set(map(float, numbers))) > 1 else found
-
-
-def _trimmed(text: str) -> str:
-    """Without marks around it or a full stop after it; a dot before it is part of .5."""
-    return text.strip("*$ ").rstrip("*$ .")
-
-
-def _boxed(text: str) -> Iterable[str]:
-    r"""Contents of every \boxed{...}, braces balanced."""
-    open_braces: list[int | None] = []  # where a box's contents start; None for any other brace
-    for found in re.finditer(r"\\(?:boxed|fbox)\s*\{|[{}]", text):
-        if found.group() != "}":
-            open_braces.append(found.end() if found.group() != "{" else None)
-        elif open_braces:
-            start = open_braces.pop()
-            if start is not None and found.start() - start <= 4 * MAX_CHARACTERS:
-                yield text[start : found.start()]
 
 
 def _unique_column(rows: Sequence[dict[str, Any]]) -> str | None:

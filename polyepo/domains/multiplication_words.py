@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
+from polyepo.domains.answers import final_answer
 from polyepo.domains.base import Problem, Split, Strategy, Verdict
 from polyepo.domains.expressions import Expression, parse
-from polyepo.domains.maths import final_answer
 from polyepo.domains.prompted import Prompted
 from polyepo.domains.text import split_problems, unit_interval
 

@@ -190,7 +190,7 @@ def _check(answer: str) -> None:
     if _ELSEWHERE.search(answer):
         raise ValueError(f"the answer {answer!r} is to be found elsewhere")
     if "\\boxed" in answer:
-        raise ValueError(f"the answer {answer!r} has a box that is not closed")
+        raise ValueError(f"the answer {answer!r} has a box that is empty or not closed")
     prose = _TEXT_COMMAND.sub(r" \1 ", _ENVIRONMENT.sub("", _FORMULA.sub(" \x00 ", answer)))
     words = re.findall(r"\x00|[0-9]+|[^\W\d_]{2,}", _COMMAND.sub(" ", prose))
     num_words = sum(word[0].isalpha() for word in words)

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BeforeValidator, SerializeAsAny
+from pydantic import PlainValidator, SerializeAsAny
 
 from polyepo.judges.base import Call, CallLog, Estimate, Group, Judge, Label, MissingLabels
 from polyepo.judges.llm.judge import LLMJudge
@@ -13,7 +13,10 @@ from polyepo.judges.similarity import EmbeddingJudge, TextJudge
 from polyepo.plugins import Choice
 
 _OURS = (ProgramJudge, AnswerJudge, TextJudge, EmbeddingJudge, SheetJudge, LLMJudge)
-AnyJudge = Annotated[SerializeAsAny[Judge], BeforeValidator(Choice("judge", Judge, _OURS, MissingJudge))]
+AnyJudge = Annotated[
+    SerializeAsAny[ProgramJudge | AnswerJudge | TextJudge | EmbeddingJudge | SheetJudge | LLMJudge | Judge],
+    PlainValidator(Choice("judge", Judge, _OURS, MissingJudge)),
+]
 """One of ours by name, one that an installed package declares, or a user's own class by reference."""
 
 __all__ = [

@@ -47,24 +47,32 @@ class Call(NamedTuple):
     latency_s: float
     cost: float | None
     error: str | None
+    """Why it gave no labels: what went wrong, or what is wrong with the reply."""
+    cost_bound: float | None = None
+    """The most it can have cost, if that is not known."""
+
+    @property
+    def booked(self) -> float:
+        """What it counts for under a limit: its cost, or the most that it can be."""
+        return (self.cost_bound or 0.0) if self.cost is None else self.cost
 
 
 class CallLog:
-    """Where a judge that makes calls records them, and finds those that were answered. This one only adds up costs."""
+    """Where a judge that makes calls records them, and finds what came of earlier ones. This one only adds up costs."""
 
     def __init__(self, spent: float = 0.0) -> None:
         self._spent = spent
 
-    def answered(self, request_sha256: str) -> Call | None:
-        """The answered call of an identical request, if there is one."""
-        return None
+    def earlier(self, request_sha256: str) -> Sequence[Call]:
+        """Calls of an identical request, oldest first. Which of them is an answer is for the judge to say."""
+        return ()
 
     def record(self, call: Call) -> None:
         """Keep a call. Called from the judge's own thread; must not block."""
-        self._spent += call.cost or 0.0
+        self._spent += call.booked
 
     def spent(self) -> float:
-        """What the judge's calls have cost so far, in the currency of its prices."""
+        """What the judge's calls have cost so far, in the currency of its prices; at most, where that is not known."""
         return self._spent
 
 
@@ -119,10 +127,13 @@ class Judge(Coded):
         """Whether answers are looked for in all runs under a root, rather than in the judge's own run."""
         return False
 
+    def check_ready(self) -> None:
+        """Raise ConfigError if the judge cannot work here: a package or an API key that it needs is missing."""
+
     def label(self, domain: Domain, groups: Sequence[Group], calls: CallLog | None = None) -> list[list[Label]]:
         """Exactly one label per response, in the responses' order, for each group.
 
-        A judge that makes calls records them in `calls`, and makes none that is answered there.
+        A judge that makes calls records them in `calls`, and makes none that gave labels there.
         """
         raise NotImplementedError
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ import numpy as np
 
 from polyepo import metrics
 from polyepo.domains import AnyDomain, Demonstrated, Maths, Problem, Strategy
-from polyepo.judges.base import CallLog, Group, Judge, Label, cluster_by_strategy
+from polyepo.judges.base import Call, CallLog, Group, Judge, Label, cluster_by_strategy
+from polyepo.judges.llm.limits import JudgeError
 
 _GARBAGE = ("", "the the the the the the the the", "I do not know.", "=== === ===")
 _JUDGED_DEGENERATE = -1
@@ -44,8 +46,65 @@ class Measured(NamedTuple):
     """Of pairs with different strategies: how much oftener neighbours are put together than others."""
     missing: float
     cost_per_1000: float
-    """In the currency of the judge's prices; NaN without prices."""
+    """In the currency of the judge's prices; NaN without prices, or if a call's cost is not known."""
     seconds_per_1000: float
+    """NaN if answers of an earlier measurement were used."""
+
+
+class BenchCalls(CallLog):
+    """A judge's calls in a measurement, kept in a file as they come, so that no answer is paid for twice.
+
+    Args:
+        path: JSON lines, read first if they are there, then added to; nothing is kept if None.
+        tell: called after each call with the calls that this measurement has made.
+    """
+
+    def __init__(self, path: Path | None = None, tell: Callable[[int], None] = lambda made: None) -> None:
+        super().__init__()
+        self._path = path
+        self._tell = tell
+        self._calls: dict[str, list[Call]] = {}
+        self._used: set[str] = set()
+        self.made = 0
+        self.last_error: str | None = None
+        for line in path.read_bytes().splitlines() if path and path.exists() else ():
+            try:
+                call = Call(**json.loads(line))
+            except (ValueError, TypeError):  # its writer was killed
+                continue
+            self._calls.setdefault(call.request_sha256, []).append(call)
+
+    def earlier(self, request_sha256: str) -> list[Call]:
+        """Calls of an identical request, oldest first."""
+        self._used.add(request_sha256)
+        return list(self._calls.get(request_sha256, ()))
+
+    def record(self, call: Call) -> None:
+        """Keep a call."""
+        super().record(call)
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # The line break before ends what a killed writer left; one write is whole or not there.
+            line = f"\n{json.dumps(call._asdict())}\n".encode()
+            file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(file, line)
+            finally:
+                os.close(file)
+        self._calls.setdefault(call.request_sha256, []).append(call)
+        self.last_error = call.error or self.last_error
+        self.made += 1
+        self._tell(self.made)
+
+    def cost(self) -> float:
+        """What the calls behind the labels have cost, whenever they were made; NaN if that is not known."""
+        calls = [call for request in self._used for call in self._calls.get(request, ())]
+        unknown = any(call.cost is None and call.cost_bound is not None for call in calls)
+        return float("nan") if unknown else sum(call.cost or 0.0 for call in calls)
+
+    def reused(self) -> bool:
+        """Whether some of what was asked had been asked before."""
+        return self.made < sum(len(self._calls.get(request, ())) for request in self._used)
 
 
 def domain_suite(domain: AnyDomain, prompts: int, responses: int, seed: int) -> Suite:
@@ -65,7 +124,7 @@ def domain_suite(domain: AnyDomain, prompts: int, responses: int, seed: int) -> 
         if responses > 2:
             texts[int(rng.integers(responses))] = _GARBAGE[int(rng.integers(len(_GARBAGE)))]
         groups.append(Group(problem, texts))
-    truth = [cluster_by_strategy([domain.strategy(g.problem, text) for text in g.responses]) for g in groups]
+    truth = [cluster_by_strategy(found) for found in domain.strategies([(g.problem, g.responses) for g in groups])]
     return Suite(domain.name, domain, groups, truth)
 
 
@@ -97,17 +156,26 @@ def human_suite(path: Path, prompts: int, seed: int) -> Suite:
     return Suite(path.parent.name or path.stem, Maths(path=str(path)), groups, truth)
 
 
-def measure(judge: Judge, suite: Suite, seed: int = 0) -> Measured:
-    """Label a suite twice, the second time in another order, and compare with the truth."""
-    calls = CallLog()
-    labels = judge.label(suite.domain, suite.groups, calls)
+Calls = Callable[[str, int], BenchCalls]
+"""Makes the log of a pass over a suite, from what the pass is called and the calls that it is expected to make."""
+
+
+def measure(
+    judge: Judge, suite: Suite, seed: int = 0, calls_of: Calls = lambda name, expected: BenchCalls()
+) -> Measured:
+    """Label a suite twice, the second time in another order, and compare with the truth.
+
+    Raises:
+        JudgeError: the judge cannot go on, or gave no label at all.
+    """
+    labels, calls = _labelled(judge, suite, suite.groups, calls_of, "first order")
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(len(group.responses)) for group in suite.groups]
     other = judge.model_copy(update={"seed": seed + 1}) if "seed" in type(judge).model_fields else judge
     shuffled = [Group(g.problem, [g.responses[i] for i in o]) for g, o in zip(suite.groups, orders, strict=True)]
     started = time.perf_counter()  # the first time, libraries were loaded and connections opened
-    unordered = other.label(suite.domain, shuffled, CallLog())
-    seconds = time.perf_counter() - started
+    unordered, calls_again = _labelled(other, suite, shuffled, calls_of, "second order")
+    seconds = float("nan") if calls_again.reused() else time.perf_counter() - started
     again = [[found[i] for i in np.argsort(order)] for found, order in zip(unordered, orders, strict=True)]
     agreements = []
     neighbours: list[bool] = []
@@ -133,10 +201,29 @@ def measure(judge: Judge, suite: Suite, seed: int = 0) -> Measured:
         degenerate_recall=both / sum(wanted) if any(wanted) else float("nan"),
         consistency=_mean([a["consistency"] for a in agreements]),
         position_bias=_mean(neighbours) - _mean(others),
-        missing=_mean([label.cluster is None and not label.degenerate for label in flat]),
-        cost_per_1000=calls.spent() * per_1000 if getattr(judge, "has_prices", False) else float("nan"),
+        missing=_mean([_is_missing(label) for label in flat]),
+        cost_per_1000=calls.cost() * per_1000 if getattr(judge, "has_prices", False) else float("nan"),
         seconds_per_1000=seconds * per_1000,
     )
+
+
+def _labelled(
+    judge: Judge, suite: Suite, groups: Sequence[Group], calls_of: Calls, order: str
+) -> tuple[list[list[Label]], BenchCalls]:
+    expected = judge.estimate(suite.domain, groups, calls_of("", 0)).calls
+    calls = calls_of(f"{suite.name}, {judge.judge_id}, {order}", expected)
+    labels = judge.label(suite.domain, groups, calls)
+    flat = [label for group in labels for label in group]
+    if flat and judge.makes_calls and all(map(_is_missing, flat)):
+        raise JudgeError(
+            f"{judge.judge_id} labelled none of the {len(flat)} responses of {suite.name}, the last time because: "
+            f"{calls.last_error or flat[0].status}. Check the judge's server (base_url) and model"
+        )
+    return labels, calls
+
+
+def _is_missing(label: Label) -> bool:
+    return label.cluster is None and not label.degenerate
 
 
 def _agreement(truth: Sequence[Label], found: Sequence[Label]) -> dict[str, float]:

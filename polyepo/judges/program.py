@@ -17,23 +17,34 @@ class ProgramJudge(Judge):
     def label(self, domain: Domain, groups: Sequence[Group], calls: CallLog | None = None) -> list[list[Label]]:
         """Exactly one label per response, in the responses' order, for each group."""
         return [
-            cluster_by_strategy([domain.strategy(group.problem, text) for text in group.responses]) for group in groups
+            cluster_by_strategy(strategies)
+            for strategies in domain.strategies([(group.problem, group.responses) for group in groups])
         ]
 
 
 class AnswerJudge(Judge):
-    """Clusters by equal final answers, as the verifier reads them; no readable answer is degenerate."""
+    """Clusters by final answers that mean the same, as the verifier reads them; no readable answer is degenerate."""
 
     name: Literal["answer"] = "answer"
 
     def label(self, domain: Domain, groups: Sequence[Group], calls: CallLog | None = None) -> list[list[Label]]:
         """Exactly one label per response, in the responses' order, for each group."""
-        labels = []
-        for group in groups:
-            verdicts = domain.verify_batch([group.problem] * len(group.responses), group.responses)
-            labels.append(
-                cluster_by_strategy(
-                    [None if v.parsed_answer is None else Strategy("answer", v.parsed_answer) for v in verdicts]
-                )
+        verdicts = iter(
+            domain.verify_batch(
+                [group.problem for group in groups for _ in group.responses],
+                [text for group in groups for text in group.responses],
             )
-        return labels
+        )
+        answered = [(group.problem, [next(verdicts).parsed_answer for _ in group.responses]) for group in groups]
+        return [
+            cluster_by_strategy(_first_of_each(answers, classes))
+            for (_, answers), classes in zip(answered, domain.answer_classes(answered), strict=True)
+        ]
+
+
+def _first_of_each(answers: Sequence[str | None], classes: Sequence[int | None]) -> list[Strategy | None]:
+    """For each answer the strategy of its class, named by the first answer in it."""
+    first: dict[int | None, str | None] = {}
+    for answer, number in zip(answers, classes, strict=True):
+        first.setdefault(number, answer)
+    return [None if number is None else Strategy("answer", str(first[number])) for number in classes]

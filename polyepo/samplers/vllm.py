@@ -14,7 +14,7 @@ import shutil
 import time
 import uuid
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from polyepo.config import SamplingConfig, VLLMSampling
+from polyepo.errors import PolyepoError
 from polyepo.policy.model import Policy, check_context, response_logprobs
 from polyepo.samplers.base import Sample
 from polyepo.samplers.launch import LaunchedServer
@@ -33,6 +34,7 @@ from polyepo.seeds import derive_seed
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 5
+_STRIKES = 3  # failures in a row after which a server is set aside for the round
 _PAUSE_S = 0.2  # doubled with every attempt
 _CONTROL_S = 60.0  # for questions that a server answers at once
 _PROBE_RESPONSES, _PROBE_TOKENS = 8, 32
@@ -40,7 +42,7 @@ _MAX_MISMATCH = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
-class SamplerError(RuntimeError):
+class SamplerError(PolyepoError, RuntimeError):
     """A server cannot sample what the run needs; what is committed is not harmed, and the run can be resumed."""
 
 
@@ -54,6 +56,10 @@ class _DownError(Exception):
 
 class _FailedError(Exception):
     """A request failed in a way that may pass."""
+
+
+class _RefusedError(_FailedError):
+    """A server refuses what we ask: it may pass on another server, but not on this one."""
 
 
 @dataclass(eq=False)
@@ -147,7 +153,7 @@ class VLLMSampler:
                 missing = [i for i in range(len(prompts)) if i not in found]
                 batch = _Round(deque(missing))
                 await self._work(client, servers, batch, prompts, seeds)
-                for server in servers:
+                for server in dict.fromkeys(by for by, _ in batch.done.values()):
                     if doubt := await self._doubt(client, server, batch, prompts[0]):
                         _log.warning("its samples are dropped: %s", doubt)
                         batch.drop(server, doubt)
@@ -161,7 +167,10 @@ class VLLMSampler:
                                  batch.last_failure)  # fmt: skip
                     await asyncio.sleep(_PAUSE_S * 2 ** max(attempts))
             if self._config.sleep:
-                await asyncio.gather(*(self._call(client, s, "POST", "/sleep?level=1") for s in servers))
+                asked = (self._call(client, s, "POST", "/sleep?level=1") for s in servers)
+                for outcome in await asyncio.gather(*asked, return_exceptions=True):
+                    if isinstance(outcome, BaseException):
+                        _log.warning("a server was not put to sleep: %s", outcome)
         return [found[i] for i in range(len(prompts))]
 
     async def _work(
@@ -172,19 +181,23 @@ class VLLMSampler:
         prompts: Sequence[Sequence[int]],
         seeds: Sequence[Sequence[int]],
     ) -> None:
-        """Servers take requests from one queue as they get done: each gets as many as it can do."""
+        """Servers take requests from one queue as they get done: each gets as many as it can do.
+
+        A server that does nothing but fail is set aside for the round, and others do what it was given: it would be
+        through the queue long before them. Each server begins the next round anew.
+        """
+        batch.servers = list(servers)
 
         async def take(server: _Server) -> None:
-            while batch.queue and server not in batch.down:
-                i = batch.queue.popleft()
+            while (i := await batch.next(server)) is not None:
                 try:
                     request = self._request(prompts[i], seeds[i], self._sampling.max_response_tokens)
                     batch.done[i] = (server, await self._complete(client, server, request))
-                except _DownError as error:
-                    batch.down.append(server)
-                    batch.last_failure = str(error)
-                except _FailedError as error:
-                    batch.last_failure = str(error)
+                    batch.strikes[server] = 0
+                except (_DownError, _FailedError) as error:
+                    batch.failed(server, i, error)
+                finally:
+                    await batch.ended()
 
         workers = min(self._config.concurrency, len(batch.queue))
         try:
@@ -207,6 +220,8 @@ class VLLMSampler:
                     down.append(str(outcome))
                 elif isinstance(outcome, BaseException):
                     raise outcome
+            if all(isinstance(outcome, _RefusedError) for outcome in prepared):
+                raise SamplerError("; ".join(down))
             if len(down) < len(prepared):
                 if down:
                     _log.warning("sampling goes on without: %s", "; ".join(down))
@@ -446,7 +461,7 @@ class VLLMSampler:
         if answer.is_success:
             return answer
         said = f"{server.url}{path} answered {answer.status_code}: {_message(answer)}"
-        raise _FailedError(said) if answer.status_code in _TRANSIENT else SamplerError(said)
+        raise _FailedError(said) if answer.status_code in _TRANSIENT else _RefusedError(said)
 
     def _make_servers(self) -> list[_Server]:
         if self._config.launch is None:
@@ -469,9 +484,54 @@ class _Round:
     """Requests that are still to do, and what came of the others."""
 
     queue: deque[int]
+    servers: list[_Server] = field(default_factory=list)
+    """Those that take part: who is set aside is no longer among them."""
     done: dict[int, tuple[_Server, list[Sample]]] = field(default_factory=dict)
     down: list[_Server] = field(default_factory=list)
+    strikes: Counter[_Server] = field(default_factory=Counter)
+    """Failures of each server since it last succeeded."""
     last_failure: str = ""
+    _under_way: int = 0
+    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def next(self, server: _Server) -> int | None:
+        """The next request for a server; None if there is none left, or the server is set aside.
+
+        While requests are under way one may come back, from a server that fails.
+        """
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.queue or not self._under_way or server not in self.servers)
+            if not self.queue or server not in self.servers:
+                return None
+            self._under_way += 1
+            return self.queue.popleft()
+
+    async def ended(self) -> None:
+        """A request that `next` gave is no longer under way."""
+        async with self._changed:
+            self._under_way -= 1
+            self._changed.notify_all()
+
+    def failed(self, server: _Server, request: int, error: Exception) -> None:
+        """Give a request that failed to another server; if there is none, it waits for the next round.
+
+        Raises:
+            SamplerError: the last server refuses it, and would again.
+        """
+        self.last_failure = str(error)
+        self.strikes[server] += 1
+        hopeless = isinstance(error, _DownError | _RefusedError) or self.strikes[server] >= _STRIKES
+        others = [other for other in self.servers if other is not server]
+        if isinstance(error, _DownError) and server not in self.down:
+            self.down.append(server)
+        if isinstance(error, _RefusedError) and not others:
+            raise SamplerError(self.last_failure)
+        if hopeless and server in self.servers and (others or server in self.down):
+            self.servers = others
+            if others:
+                _log.warning("a vLLM server is set aside for this round: %s", self.last_failure)
+        if others:
+            self.queue.append(request)
 
     def drop(self, server: _Server, reason: str) -> None:
         """Forget what a server has sampled."""

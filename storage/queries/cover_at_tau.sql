@@ -1,4 +1,4 @@
--- cover_at_tau(tau): for which share of problems are at least the share tau of samples correct?
+-- cover_at_tau(tau): for which share of problems are at least the share tau of the samples that could be graded correct?
 CREATE OR REPLACE MACRO cover_at_tau(tau) AS TABLE
 SELECT run, benchmark, step, scoring, judge, avg((correct >= tau)::INT) AS cover_at_tau, count(*) AS problems
 FROM (

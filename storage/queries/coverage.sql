@@ -1,4 +1,4 @@
--- coverage(): which share of problems has at least one correct response?
+-- coverage(): which share of problems has at least one correct response? Of those with one that is graded.
 CREATE OR REPLACE MACRO coverage() AS TABLE
 SELECT run, benchmark, step, scoring, judge, avg(solved::INT) AS coverage, count(*) AS problems
 FROM (

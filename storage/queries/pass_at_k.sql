@@ -1,5 +1,5 @@
 -- pass_at_k(k): how likely is one of k samples correct? Unbiased, from all samples of a problem; mean over problems.
--- Problems with fewer than k samples are left out.
+-- Of the samples that could be graded, whatever their number; problems with fewer than k such are left out.
 CREATE OR REPLACE MACRO pass_at_k(k) AS TABLE
 SELECT run, benchmark, step, scoring, judge, avg(chance_of_one(samples, correct, k)) AS pass_at_k, count(*) AS problems
 FROM (

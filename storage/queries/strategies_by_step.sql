@@ -1,5 +1,5 @@
 -- strategies_by_step(): how many distinct strategies of a problem succeed, and how many fail? Mean over problems.
--- A strategy that does both counts in both.
+-- A strategy that does both counts in both. Of the responses that have a grade and a label.
 CREATE OR REPLACE MACRO strategies_by_step() AS TABLE
 SELECT run, benchmark, step, scoring, judge, avg(successful) AS distinct_successful,
        avg(unsuccessful) AS distinct_unsuccessful, count(*) AS problems
@@ -7,6 +7,6 @@ FROM (
     SELECT run, benchmark, step, scoring, judge, problem_id,
            count(DISTINCT cluster) FILTER (NOT degenerate AND reward > 0.5) AS successful,
            count(DISTINCT cluster) FILTER (NOT degenerate AND reward <= 0.5) AS unsuccessful
-    FROM graded GROUP BY ALL
+    FROM graded WHERE reward IS NOT NULL AND labelled GROUP BY ALL
 )
 GROUP BY ALL ORDER BY ALL;

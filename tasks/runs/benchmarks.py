@@ -9,7 +9,7 @@ from polyepo.config import ConfigError, EvaluationConfig, RunConfig
 from polyepo.domains import Maths, Problem
 from polyepo.domains.leakage import leaks
 from storage.layout import check_name
-from tasks.runs.evaluations import HELDOUT, Benchmark
+from tasks.runs.evaluations import HELDOUT, TRAIN, Benchmark
 from tasks.runs.run import Run, open_run, read_problems
 
 
@@ -52,14 +52,11 @@ def benchmark_name(benchmark: str) -> str:
     if benchmark == HELDOUT:
         return HELDOUT
     name = Path(benchmark).stem
-    try:
-        check_name("benchmark", name)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    if name == HELDOUT or not Path(benchmark).is_file():
+    check_name("benchmark", name)
+    if name in (TRAIN, HELDOUT) or not Path(benchmark).is_file():
         raise ConfigError(
             f"benchmark {benchmark!r} must be {HELDOUT!r}, the run's own held-out problems, or a JSONL or Parquet file "
-            f"of another name"
+            f"that is called neither {HELDOUT!r} nor {TRAIN!r}: these are the run's own problems"
         )
     return name
 

@@ -1,4 +1,7 @@
-"""Judge calls in the store: committed while a shard is judged, so that no answer is paid for twice."""
+"""Judge calls in the store: committed while a shard is judged, so that no answer is paid for twice.
+
+Attempts that gave no labels are kept beside the answers, each with its error; which is which the judge sees.
+"""
 
 from __future__ import annotations
 
@@ -28,56 +31,60 @@ _OPEN_CHUNKS = 8
 
 
 class RunCalls:
-    """What a run's judges were answered, by request: found in the store once, kept up to date from then on."""
+    """A run's calls of judges, by request: found in the store once, kept up to date from then on."""
 
     def __init__(self, run: Run, judge: Judge) -> None:
         self._store = run.store
         self._judge_id = judge.judge_id
         self._run = run.name
         self._lock = threading.Lock()
-        self._where: dict[str, ArtifactKey] = {}
-        self._open: OrderedDict[ArtifactKey, dict[str, Call]] = OrderedDict()
+        self._where: dict[str, list[ArtifactKey]] = {}
+        self._open: OrderedDict[ArtifactKey, dict[str, list[Call]]] = OrderedDict()
         self.spent = 0.0
-        """What this judge's calls in this run have cost."""
+        """What this judge's calls in this run have cost; at most, where that is not known."""
         names = [name for name in run.store.files.names("runs") if is_name(name)] if judge.reuses_all_runs else []
         with ThreadPoolExecutor(16) as pool:
             keys = [key for name in dict.fromkeys([run.name, *names]) for key in _committed(run.store, name)]
-            for key, table in zip(keys, pool.map(self._read_costs, keys), strict=True):
-                self._learn(key, table)
+            for key, calls in zip(keys, pool.map(self._read_without_replies, keys), strict=True):
+                self._learn(key, calls)
 
-    def find(self, request_sha256: str) -> Call | None:
-        """The answered call of a request."""
+    def find(self, request_sha256: str) -> list[Call]:
+        """The calls of a request, oldest first."""
         with self._lock:
-            key = self._where.get(request_sha256)
-            return None if key is None else self._chunk(key)[request_sha256]
+            return [call for key in self._where.get(request_sha256, ()) for call in self._chunk(key)[request_sha256]]
 
     def add_cost(self, cost: float) -> None:
-        """Count what a call cost."""
+        """Count what a call cost, or the most that it can have cost."""
         with self._lock:
             self.spent += cost
 
-    def add(self, key: ArtifactKey, requests: list[str]) -> None:
-        """Note that requests were answered in an artifact."""
+    def add(self, key: ArtifactKey, calls: list[Call]) -> None:
+        """Note the calls of an artifact."""
         with self._lock:
-            self._where.update(dict.fromkeys(requests, key))
+            self._note(key, calls)
 
-    def _chunk(self, key: ArtifactKey) -> dict[str, Call]:
+    def _note(self, key: ArtifactKey, calls: list[Call]) -> None:
+        for request in dict.fromkeys(call.request_sha256 for call in calls):
+            self._where.setdefault(request, []).append(key)
+
+    def _chunk(self, key: ArtifactKey) -> dict[str, list[Call]]:
         if key not in self._open:
-            rows = self._store.read_table(key, list(Call._fields)).to_pylist()
-            self._open[key] = {row["request_sha256"]: Call(**row) for row in rows if row["error"] is None}
+            found: dict[str, list[Call]] = {}
+            for call in _calls_in(self._store.read_table(key)):
+                found.setdefault(call.request_sha256, []).append(call)
+            self._open[key] = found
             if len(self._open) > _OPEN_CHUNKS:
                 self._open.popitem(last=False)
         self._open.move_to_end(key)
         return self._open[key]
 
-    def _read_costs(self, key: ArtifactKey) -> pa.Table:
-        return self._store.read_table(key, ["request_sha256", "error", "cost"])
+    def _read_without_replies(self, key: ArtifactKey) -> list[Call]:
+        return _calls_in(self._store.read_table(key).drop_columns("raw_reply"))
 
-    def _learn(self, key: ArtifactKey, table: pa.Table) -> None:
-        rows = table.to_pylist()
-        self._where.update({row["request_sha256"]: key for row in rows if row["error"] is None})
+    def _learn(self, key: ArtifactKey, calls: list[Call]) -> None:
+        self._note(key, calls)
         if key.run == self._run and dict(key.partition).get("judge") == self._judge_id:
-            self.spent += sum(row["cost"] or 0.0 for row in rows)
+            self.spent += sum(call.booked for call in calls)
 
 
 class ShardCalls(CallLog):
@@ -92,7 +99,7 @@ class ShardCalls(CallLog):
         self._known = run_calls(run, judge)
         self._lock = threading.Lock()
         self._pending: list[Call] = []
-        self._fresh: dict[str, Call] = {}
+        self._fresh: dict[str, list[Call]] = {}
         self._failure: Exception | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._commit_now_and_then, name="judge-calls", daemon=True)
@@ -106,24 +113,23 @@ class ShardCalls(CallLog):
         """The artifacts with this shard's calls."""
         return [self._key(chunk) for chunk in range(self._num_chunks)]
 
-    def answered(self, request_sha256: str) -> Call | None:
-        """The answered call of an identical request: in this shard, or wherever the judge looks for it."""
+    def earlier(self, request_sha256: str) -> list[Call]:
+        """Calls of an identical request, oldest first: of this shard, and wherever else the judge looks for them."""
         with self._lock:
-            fresh = self._fresh.get(request_sha256)
-        return fresh or self._known.find(request_sha256)
+            fresh = list(self._fresh.get(request_sha256, ()))
+        return [*self._known.find(request_sha256), *fresh]
 
     def record(self, call: Call) -> None:
         """Keep a call. Raises what kept earlier calls from being committed: then no more are to be made."""
         with self._lock:
             self._pending.append(call)
-            if call.error is None:
-                self._fresh[call.request_sha256] = call
-        self._known.add_cost(call.cost or 0.0)
+            self._fresh.setdefault(call.request_sha256, []).append(call)
+        self._known.add_cost(call.booked)
         if self._failure is not None:
             raise self._failure
 
     def spent(self) -> float:
-        """What the judge's calls in this run have cost."""
+        """What the judge's calls in this run have cost; at most, where that is not known."""
         return self._known.spent
 
     def close(self) -> None:
@@ -148,17 +154,16 @@ class ShardCalls(CallLog):
             return
         constant = {"run": self._run.name, "step": self._step, "judge": self._judge_id}
         table = pa.Table.from_pylist([constant | call._asdict() for call in calls], schema=JUDGE_CALLS)
-        answered = [call.request_sha256 for call in calls if call.error is None]
         try:
             key = self._commit_table(table)
         except BaseException:
             with self._lock:
                 self._pending = calls + self._pending
             raise
-        self._known.add(key, answered)
+        self._known.add(key, calls)
         with self._lock:
-            for request in answered:
-                self._fresh.pop(request, None)
+            for call in calls:
+                self._fresh[call.request_sha256].remove(call)
 
     def _commit_table(self, table: pa.Table) -> ArtifactKey:
         provenance = self._run.provenance(self._step - 1)
@@ -200,6 +205,12 @@ def run_calls(run: Run, judge: Judge) -> RunCalls:
         if key not in _RUN_CALLS:
             _RUN_CALLS[key] = RunCalls(run, judge)
         return _RUN_CALLS[key]
+
+
+def _calls_in(table: pa.Table) -> list[Call]:
+    """The rows of a table as calls. Those of earlier versions have no cost_bound: what they may have cost is lost."""
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return [Call._make(row.get(name) for name in Call._fields) for row in rows]
 
 
 def _committed(store: Store, run: str) -> list[ArtifactKey]:

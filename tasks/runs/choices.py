@@ -4,22 +4,39 @@ from __future__ import annotations
 
 from typing import Any
 
-from polyepo.config import AnyScoring, ConfigError, Scoring, SetScoring, check_scoring, validated
+from polyepo.config import AnyMethod, AnyScoring, ConfigError, Scoring, SetScoring, check_scoring, validated
 from polyepo.domains import AnyDomain
 from tasks.runs.run import Run
+
+_SETS = SetScoring().method
 
 
 def choose_scoring(run: Run, scoring: dict[str, Any] | None, objective: str | None, set_size: int | None) -> Scoring:
     """The run's own scoring, or another, with parts replaced.
 
+    An objective asks for a set scoring: a run whose own scoring is none keeps what any scoring has, its penalty.
+
     Raises:
-        ConfigError: a field is unknown or has a value that cannot be.
+        ConfigError: a field is unknown or has a value that cannot be, or the parameters contradict each other.
     """
-    own = run.config.scoring
+    own = run.config.scoring.model_dump(mode="json")
     changes = {key: value for key, value in (("objective", objective), ("set_size", set_size)) if value is not None}
-    base = scoring if scoring is not None else own.model_dump(mode="json")
-    if changes and base.get("method") != "poly_epo":
-        base = SetScoring().model_dump(mode="json")
+    base = own if scoring is None else {"method": _SETS, **scoring}
+    if changes and base["method"] != _SETS:
+        if scoring is not None:
+            raise ConfigError(
+                f"scoring {scoring!r} has no {' and no '.join(changes)}: leave {'them' if len(changes) > 1 else 'it'} "
+                f"out, or give scoring={{'method': '{_SETS}'}}"
+            )
+        if objective is None:
+            raise ConfigError(
+                f"set_size {set_size} needs a set objective, and run {run.name!r} is scored by {base['method']!r}, "
+                "which has none: give an objective as well, such as objective='polychromic'"
+            )
+        base = {"method": _SETS} | {key: base[key] for key in AnyMethod.model_fields if key in base}
+    for key, value in changes.items():
+        if scoring is not None and scoring.get(key, value) != value:
+            raise ConfigError(f"{key} {value!r} contradicts scoring {scoring!r}: give one of them")
     chosen = validated(AnyScoring, base | changes, "scoring")
     try:
         check_scoring(chosen, run.config.sampling)
@@ -59,7 +76,8 @@ def choose_steps(run: Run, steps: str | int | list[int] | None) -> list[int]:
         raise ConfigError(f"steps {steps!r} name no step; they must be like 12, 1-50, or 1-50,60")
     if missing := sorted(set(wanted) - committed):
         there = f"{min(committed)} to {max(committed)}" if committed else "none"
-        raise ConfigError(f"steps {missing[:5]} of run {run.name!r} have no committed rollouts; it has {there}")
+        made = f"; those before were made by {run.parent.name!r}, which it was forked from" if run.parent else ""
+        raise ConfigError(f"steps {missing[:5]} of run {run.name!r} have no committed rollouts; it has {there}{made}")
     return wanted
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from polyepo.errors import PolyepoError
 from polyepo.judges import CallLog, Estimate, Group, Judge
 from polyepo.schemas import LABELS
 from storage import ArtifactKey
@@ -20,7 +21,7 @@ from tasks.runs.run import Run
 _COMMITTING = threading.Lock()
 
 
-class MissingLabelsError(RuntimeError):
+class MissingLabelsError(PolyepoError, RuntimeError):
     """The judge left too many responses without a label."""
 
 

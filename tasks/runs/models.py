@@ -35,6 +35,8 @@ def load_tokenizer(run: Run) -> Any:
     """The run's tokenizer, without the weights. Raises OSError or ValueError if its model is not at hand."""
     from transformers import AutoTokenizer  # takes seconds to import
 
+    if run.parent is not None:
+        return load_tokenizer(run.parent)
     key: AnyKey | None = None
     if steps := run.store.steps(run.name, "checkpoints"):
         key = run.key("checkpoints", steps[-1])
@@ -44,4 +46,7 @@ def load_tokenizer(run: Run) -> Any:
     if key is not None and (manifest := run.store.manifest(key)):
         names = [file.path for file in manifest.files if not file.path.endswith(".safetensors")]
         source = str(run.store.files.local_copy(f"{manifest.path}/{manifest.attempt}", names))
-    return AutoTokenizer.from_pretrained(source, trust_remote_code=run.config.policy.trust_remote_code)
+    policy = run.config.policy
+    return AutoTokenizer.from_pretrained(
+        source, trust_remote_code=policy.trust_remote_code, revision=policy.revision or "main"
+    )

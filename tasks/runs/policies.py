@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from transformers.utils.logging import disable_progress_bar
 
+from polyepo.errors import PolyepoError
 from polyepo.policy.checkpoint import load_checkpoint
 from polyepo.policy.model import Policy, check_context, check_prompt_tokens, load_policy
 from polyepo.policy.update import Batch, UpdateMetrics, update
@@ -20,8 +22,10 @@ disable_progress_bar()  # transformers draws one for every model it loads, log f
 _live: dict[tuple[str, str], Policy] = {}
 
 
-class ReplayError(RuntimeError):
+class ReplayError(PolyepoError, RuntimeError):
     """Re-applying a committed update gave another result than the one recorded."""
+
+    resumable = False
 
 
 def policy_at(run: Run, version: int) -> Policy:
@@ -52,7 +56,14 @@ def rebuild(run: Run, version: int, newest_checkpoint: int) -> Policy:
     Raises:
         ReplayError: a re-applied update does not reproduce its recorded loss and gradient norm (on the CPU).
     """
-    policy = _nearest_checkpoint(run, newest_checkpoint)
+    checkpoints = [step for step in run.store.steps(run.name, "checkpoints") if step <= newest_checkpoint]
+    if checkpoints:
+        folder = run.store.local_files(run.key("checkpoints", checkpoints[-1]))
+        policy = load_checkpoint(folder, run.config.policy, run.config.update)
+    elif run.parent is not None:
+        policy = _inherited(run, run.parent, min(version, run.first_step - 1), newest_checkpoint)
+    else:
+        policy = load_policy(initial_model(run.store, run.config), run.config.policy, run.config.update)
     for step in range(policy.version + 1, version + 1):
         check_replay(run, step, policy, apply_update(run, policy, step))
     return policy
@@ -99,22 +110,20 @@ def training_batch(run: Run, step: int, scoring_id: str | None = None) -> Batch:
 
 def check_prompts(run: Run) -> None:
     """Raise ConfigError if the run's prompts, or its limits on them and on responses, do not fit the policy."""
-    policy = policy_at(run, _last_version(run))
+    policy = policy_at(run, run.last_step())
     check_context(policy.model, run.config.sampling)
-    check_prompt_tokens(policy, run.problems.values(), run.config.sampling, "domain")
+    problems = [problem for split in ("train", "heldout") for problem in run.split(split)]
+    check_prompt_tokens(policy, problems, run.config.sampling, "domain")
 
 
-def _last_version(run: Run) -> int:
-    return max(run.store.steps(run.name, "updates"), default=0)
-
-
-def _nearest_checkpoint(run: Run, version: int) -> Policy:
-    config = run.config
-    steps = [step for step in run.store.steps(run.name, "checkpoints") if step <= version]
-    if steps:
-        directory = run.store.local_files(run.key("checkpoints", steps[-1]))
-        return load_checkpoint(directory, config.policy, config.update)
-    return load_policy(initial_model(run.store, config), config.policy, config.update)
+def _inherited(run: Run, parent: Run, version: int, newest_checkpoint: int) -> Policy:
+    """The policy that a fork has from its parent, made as the parent made it, to be updated as the fork says."""
+    here = replace(parent, config=parent.config.model_copy(update={"policy": run.config.policy}))
+    policy = rebuild(here, version, min(version, newest_checkpoint))
+    update = run.config.update
+    for group in policy.optimizer.param_groups:
+        group.update(lr=update.lr, betas=update.betas, weight_decay=update.weight_decay)
+    return policy
 
 
 def check_replay(run: Run, step: int, policy: Policy, metrics: UpdateMetrics) -> None:

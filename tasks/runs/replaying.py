@@ -57,6 +57,7 @@ def replay_policy(run: Run, step: int, output: str | None = None) -> dict[str, A
         ReplayError: an update does not reproduce what the run recorded.
     """
     check_step(run, step)
+    run = run.owner(step)
     if output is not None and Path(output).exists():
         raise ConfigError(f"output {output!r} exists already; nothing is overwritten")
     policy = rebuild(run, step, newest_checkpoint=step - 1)
@@ -77,6 +78,7 @@ def counterfactual(run: Run, step: int, scoring: AnyScoring, judge: AnyJudge) ->
     The other scoring's labels and scores are committed next to the run's own if they are not there yet.
     """
     check_step(run, step)
+    run = run.owner(step)
     for shard in range(run.config.sampling.shards):
         commit_labels(run, judge, step, shard)
     commit_scores(run, scoring, judge, step)
@@ -105,8 +107,7 @@ def counterfactual(run: Run, step: int, scoring: AnyScoring, judge: AnyJudge) ->
 def check_step(run: Run, step: int) -> None:
     """Raise ConfigError if a step has no committed update."""
     if step < 1 or not run.store.exists(run.key("updates", step)):
-        last = max(run.store.steps(run.name, "updates"), default=0)
-        raise ConfigError(f"step {step} of run {run.name!r} is not committed; it has steps 1 to {last}")
+        raise ConfigError(f"step {step} of run {run.name!r} is not committed; it has steps 1 to {run.last_step()}")
 
 
 def _weights(policy: Policy) -> torch.Tensor:

@@ -3,55 +3,84 @@
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from importlib.metadata import version
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from polyepo.config import ConfigError, RunConfig, differences
+from polyepo.config import ConfigError, RunConfig
 from polyepo.domains import Problem
 from polyepo.domains.leakage import leaks
 from polyepo.judges import Judge
 from polyepo.schemas import PROBLEMS
 from polyepo.seeds import derive_seed
 from storage import ArtifactKey, Manifest, Provenance, Store, open_store
+from tasks.runs.groups import Arm, no_such_run
+from tasks.runs.record import (
+    Parent,
+    RunExistsError,
+    check_resume,
+    recorded_config,
+    recorded_parent,
+    run_record,
+    trained_record,
+)
+from tasks.runs.version import code_version
 
-
-class RunExistsError(ConfigError):
-    """A run of this name exists with another configuration."""
+__all__ = ["Run", "RunExistsError", "code_version", "create_or_resume", "open_run", "run_record"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """An existing run: its configuration and where its artifacts are."""
+    """An existing run: its configuration and where its artifacts are.
+
+    Steps up to the one that a run was forked at are its parent's: they are found there, and nothing is copied.
+    """
 
     store: Store
     name: str
     config: RunConfig
+    config_hash: str
+    """Digest of the configuration that the run was made with, recorded with every artifact."""
+    forked_from: Parent | None = None
+
+    @cached_property
+    def parent(self) -> Run | None:
+        """The run that this one was forked from."""
+        return open_run(self.store.root, self.forked_from.run) if self.forked_from else None
+
+    def owner(self, step: int) -> Run:
+        """The run that made a step: this one, or the one that it was forked from."""
+        if self.forked_from is None or step > self.forked_from.step:
+            return self
+        assert self.parent is not None
+        return self.parent.owner(step)
 
     @property
-    def config_hash(self) -> str:
-        """Digest of the configuration, recorded with every artifact."""
-        return self.config.digest
+    def first_step(self) -> int:
+        """The first training step of the run's own."""
+        return self.forked_from.step + 1 if self.forked_from else 1
+
+    def last_step(self) -> int:
+        """The last committed step, 0 if there is none."""
+        return max(self.store.steps(self.name, "updates"), default=self.first_step - 1)
 
     def key(self, stage: str, step: int, shard: int | None = None, **partition: str) -> ArtifactKey:
-        """The key of one of this run's artifacts."""
-        return ArtifactKey(self.name, stage, step, tuple(partition.items()), shard)
+        """The key of an artifact: the run's own, or its parent's for a step before the fork. Problems are its own."""
+        owner = self if stage == "problems" else self.owner(step)
+        return ArtifactKey(owner.name, stage, step, tuple(partition.items()), shard)
 
     def labels_key(self, step: int, shard: int, judge: Judge | None = None) -> ArtifactKey:
-        """Labels by a judge; by the run's own if none is given."""
-        return self.key("labels", step, shard, judge=(judge or self.config.judge).judge_id)
+        """Labels by a judge; by the own one of the run that made the step if none is given."""
+        return self.key("labels", step, shard, judge=(judge or self.owner(step).config.judge).judge_id)
 
     def scores_key(self, step: int, scoring_id: str | None = None) -> ArtifactKey:
-        """Scores by a scoring; by the run's own if none is given."""
-        return self.key("scores", step, scoring=scoring_id or self.config.scoring_id)
+        """Scores by a scoring; by the own one of the run that made the step if none is given."""
+        return self.key("scores", step, scoring=scoring_id or self.owner(step).config.scoring_id)
 
     def provenance(self, policy_version: int | None, seconds: float | None = None) -> Provenance:
         """What is recorded with an artifact of this run."""
@@ -59,8 +88,8 @@ class Run:
 
     @cached_property
     def problems(self) -> dict[str, Problem]:
-        """All problems by id, as committed at the run's start: a file that changes later changes nothing."""
-        return {problem.problem_id: problem for _, problem in self._splits}
+        """Training problems by id, as committed at the run's start: a file that changes later changes nothing."""
+        return {problem.problem_id: problem for problem in self.split("train")}
 
     @cached_property
     def _splits(self) -> list[tuple[str, Problem]]:
@@ -85,47 +114,57 @@ class Run:
         return problems[bounds[shard] : bounds[shard + 1]]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def open_run(root: str, name: str) -> Run:
-    """An existing run. Raises ConfigError if there is none of this name under the root."""
+    """An existing run, with its latest settings. Raises ConfigError if there is none of this name under the root."""
     store = open_store(root)
     record = store.run_record(name)
     if record is None:
-        raise ConfigError(f"run {name!r} does not exist under {root!r}")
-    return Run(store, name, RunConfig.model_validate(record["config"]))
+        raise no_such_run(store, name)
+    config = recorded_config(name, record)
+    return Run(store, name, config, record.get("config_hash") or config.digest, recorded_parent(record))
 
 
-def create_or_resume(root: str, name: str, config: RunConfig) -> Run:
-    """Make a run, or open the one that exists with the same configuration.
+def create_or_resume(root: str, name: str, config: RunConfig, arm: Arm | None = None) -> Run:
+    """Make a run, or open the one that exists; settings that change no result may differ, which is noted with it.
 
     Raises:
-        RunExistsError: it exists with another configuration; the message shows the difference.
-        ConfigError: the domain's problems cannot be used.
+        RunExistsError: it exists with a configuration of other results; the message shows the difference.
+        ConfigError: the domain's problems, the model or the device cannot be used.
         StoreError: the root cannot be written.
     """
     store = open_store(root)
     store.check()
-    wanted = config.model_dump(mode="json")
-    existing = store.run_record(name)
-    if existing is None:
+    record = store.run_record(name)
+    if record is None:
         read_splits(config)
-        existing = store.create_run(name, run_record(name, config))
-    if changed := differences(existing["config"], wanted):
-        raise RunExistsError(
-            "\n".join(
-                [
-                    f"run {name!r} exists under {root!r} with another configuration:",
-                    *(f"  {line}" for line in changed),
-                    "Give this one another run name, or restore the old values to resume it.",
-                ]
-            )
-        )
+        record = store.create_run(name, run_record(name, config, arm) | trained_record(config))
+    check_arm(name, record, arm)
+    steps_done = open_run(root, name).last_step()
+    changes = check_resume(store, name, record, config, steps_done)
+    replaced = {"config": config.model_dump(mode="json")} if changes else {}
+    if "model" not in record and config.policy.model:  # by a version that pinned none
+        replaced |= trained_record(config)
+        changes.append(f"model: {json.dumps(replaced['model'])}")
+    if replaced:
+        store.add_settings(name, changes, replaced)
+        open_run.cache_clear()
     run = open_run(root, name)
     if not store.exists(run.key("problems", 0)):
         splits = read_splits(run.config)
         problems = ((split, problem) for split in splits for problem in splits[split])
         commit_problems(store, name, problems, run.provenance(None))
     return run
+
+
+def check_arm(name: str, record: dict[str, Any], arm: Arm | None) -> None:
+    """Raise RunExistsError if a run exists as another configuration's arm, or as none, although it is to be one."""
+    if arm is None or "group" not in record or record["group"] == arm.group:  # older records say nothing
+        return
+    whose = f"as an arm of {record['group']!r}" if record["group"] else "as a run of its own"
+    raise RunExistsError(
+        f"run {name!r} exists {whose}, so that {arm.group!r} can have no arm {arm.arm!r}; choose another --run"
+    )
 
 
 def checkpoint_due(run: Run, step: int) -> bool:
@@ -164,41 +203,6 @@ def read_splits(config: RunConfig) -> dict[str, list[Problem]]:
     if config.evaluation and not splits["heldout"]:
         raise ConfigError(f"evaluation needs held-out problems, and domain {config.domain.name!r} has none")
     return splits
-
-
-@lru_cache(maxsize=1)
-def code_version() -> str:
-    """The package's version, with the git commit if it runs from a checkout."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"],  # noqa: S607 - a fixed command
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return version("poly-epo") + (f"+{commit.stdout.strip()}" if commit.returncode == 0 else "")
-
-
-def run_record(name: str, config: RunConfig) -> dict[str, object]:
-    """What is written once, when a run is made."""
-    return {
-        "run": name,
-        "config": config.model_dump(mode="json"),
-        "config_hash": config.digest,
-        # What the run's own labels and scores are called, for readers that know no configurations.
-        "judge": config.judge.judge_id,
-        "scoring": config.scoring_id,
-        **_environment(),
-    }
-
-
-def _environment() -> dict[str, object]:
-    packages = ("torch", "transformers", "numpy", "pyarrow", "prefect")
-    return {
-        "code_version": code_version(),
-        "python": platform.python_version(),
-        "packages": {package: version(package) for package in packages},
-    }
 
 
 def commit_problems(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, Literal
 
@@ -12,7 +14,7 @@ import pyarrow as pa
 
 from polyepo.advantages import grpo_advantages, grpo_div_advantages, marginal_set_advantages
 from polyepo.config import ConfigError, GRPOScoring, Scoring, SetScoring, scoring_id
-from polyepo.domains import Domain, Ungraded, Verdict
+from polyepo.domains import Domain, Problem, Ungraded, Verdict
 from polyepo.judges import Judge
 from polyepo.objectives import DEGENERATE
 from polyepo.schemas import SCORES
@@ -25,10 +27,18 @@ from tasks.runs.run import Run
 IMPORTED = "imported"
 
 
+class UngradedError(RuntimeError):
+    """Too many of a step's responses could not be graded."""
+
+
 def commit_scores(run: Run, scoring: Scoring, judge: Judge, step: int, verifier: Domain | None = None) -> ArtifactKey:
     """Commit a step's scores by any scoring of any judge's labels, unless they are there; returns their key.
 
     Rewards are those of the run's own domain, or of another verifier.
+
+    Raises:
+        UngradedError: too many responses could not be graded. Nothing is committed then, so that they are graded again
+            when the run is resumed.
     """
     key = run.scores_key(step, scoring_id(scoring, judge, verifier))
     if not run.store.exists(key):
@@ -54,39 +64,82 @@ def score_table(run: Run, scoring: Scoring, judge: Judge, step: int, verifier: D
         )
         label_of = {(label["problem_id"], label["sample"]): label for label in labels.to_pylist()}
         rows += [row | label_of[(row["problem_id"], row["sample"])] for row in rollouts.to_pylist()]
-    verdicts = _verdicts(run, step, rows, verifier or run.config.domain)
+    domain = verifier or run.config.domain
+    verdicts = _verdicts(run, step, rows, domain)
+    check_ungraded(step, scoring, verdicts)
     penalties = overlong_penalties(run, scoring, rows)
     seed = derive_seed(run.config.seed, "sets", step)
     values = np.zeros(len(rows))
     # Groups have one size, but for rollouts that were imported.
     for members in _groups_by_size(rows):
-        rewards_PN = np.array([[verdicts[row].reward - penalties[row] for row in group] for group in members])
+        rewards_PN = np.array([[reward_of(verdicts[row]) for row in group] for group in members])
         flat = [rows[row] for group in members for row in group]
         clusters_PN, labelled_P = cluster_matrix(flat, len(members[0]), judge.missing_labels.policy)
-        advantages_PN = advantages(scoring, rewards_PN, clusters_PN, seed)
-        advantages_PN[~labelled_P] = 0.0  # a prompt the judge could not label has no signal, rather than a made-up one
-        values[np.array(members)] = advantages_PN
+        # A prompt with a response that is not graded, or that needs a label and has none, gets no made-up signal.
+        whole_P = ~np.isnan(rewards_PN).any(-1) & (labelled_P | (not scoring.uses_clusters))
+        penalized_PN = np.nan_to_num(rewards_PN) - penalties[np.array(members)]
+        values[np.array(members)] = np.where(
+            whole_P[:, None], advantages(scoring, penalized_PN, clusters_PN, seed), 0.0
+        )
     constant = {
         "run": run.name,
         "step": step,
         "scoring": scoring_id(scoring, judge, verifier),
         "objective": objective_name(scoring),
         "judge": judge.judge_id,
+        "verifier": domain.name,
+        "uses_clusters": scoring.uses_clusters,
     }
     return pa.Table.from_pylist(
         [
             {
                 **constant,
                 **{key: row[key] for key in ("problem_id", "sample", "cluster", "degenerate")},
-                "reward": verdict.reward,
-                "parsed_answer": verdict.parsed_answer,
+                **verdict._asdict(),
+                "answer_class": answer_class,
                 "advantage": advantage,
                 "overlong_penalty": penalty if scoring.overlong_penalty else None,
             }
-            for row, verdict, advantage, penalty in zip(rows, verdicts, values, penalties, strict=True)
+            for row, verdict, answer_class, advantage, penalty in zip(
+                rows, verdicts, _answer_classes(run, domain, rows, verdicts), values, penalties, strict=True
+            )
         ],
         schema=SCORES,
     )
+
+
+def reward_of(verdict: Verdict) -> float:
+    """A verdict's reward; NaN if there is none."""
+    return math.nan if verdict.reward is None else verdict.reward
+
+
+def check_ungraded(step: int, scoring: Scoring, verdicts: Sequence[Verdict]) -> None:
+    """Raise UngradedError if too many of a step's responses could not be graded."""
+    reasons = Counter(verdict.ungraded for verdict in verdicts if verdict.reward is None)
+    if reasons.total() > scoring.max_ungraded_rate * len(verdicts):
+        counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        raise UngradedError(
+            f"step {step}: {reasons.total()} of {len(verdicts)} responses could not be graded ({counts}), more than "
+            f"scoring.max_ungraded_rate {scoring.max_ungraded_rate:g} allows. Nothing is lost: the same command grades "
+            "them again, and a higher scoring.max_ungraded_rate leaves their prompts out."
+        )
+
+
+def _answer_classes(
+    run: Run, domain: Domain, rows: list[dict[str, Any]], verdicts: Sequence[Verdict]
+) -> list[int | None]:
+    """Each row's answer by number, equal for answers to one problem that mean the same; rows are in order of problems.
+
+    Null where nobody read the answers: those that imported responses came with stand as they are.
+    """
+    if isinstance(domain, Ungraded):
+        return [None] * len(rows)
+    pairs = zip(rows, verdicts, strict=True)
+    groups = [
+        (run.problems[problem_id], [verdict.parsed_answer for _, verdict in group])
+        for problem_id, group in groupby(pairs, key=lambda pair: pair[0]["problem_id"])
+    ]
+    return [number for numbers in domain.answer_classes(groups) for number in numbers]
 
 
 def _verdicts(run: Run, step: int, rows: list[dict[str, Any]], domain: Domain) -> list[Verdict]:
@@ -94,14 +147,23 @@ def _verdicts(run: Run, step: int, rows: list[dict[str, Any]], domain: Domain) -
     if isinstance(domain, Ungraded):
         return _given_verdicts(run, step, rows)
     problems = [run.problems[row["problem_id"]] for row in rows]
+    return grade(domain, problems, rows, step)
+
+
+def grade(domain: Domain, problems: Sequence[Problem], rows: Sequence[dict[str, Any]], step: int) -> list[Verdict]:
+    """Verdicts on rollout rows, each with a finite reward, or with the reason why there is none.
+
+    Raises:
+        ValueError: a reward is NaN or infinite.
+    """
     verdicts = domain.verify_batch(problems, [row["response"] for row in rows])
     for row, verdict in zip(rows, verdicts, strict=True):
-        if not math.isfinite(verdict.reward):
+        if verdict.reward is not None and not math.isfinite(verdict.reward):
             raise ValueError(
                 f"reward of problem {row['problem_id']!r}, sample {row['sample']}, step {step} is {verdict.reward}; "
-                f"the verifier of domain {domain.name!r} must return finite numbers"
+                f"the verifier of domain {domain.name!r} must return finite numbers, or None for what it cannot grade"
             )
-    return verdicts
+    return [v._replace(ungraded=(v.ungraded or "no reason given") if v.reward is None else None) for v in verdicts]
 
 
 def _given_verdicts(run: Run, step: int, rows: list[dict[str, Any]]) -> list[Verdict]:
@@ -109,7 +171,8 @@ def _given_verdicts(run: Run, step: int, rows: list[dict[str, Any]]) -> list[Ver
     key = run.scores_key(step, IMPORTED)
     columns = ["problem_id", "sample", "reward", "parsed_answer"]
     given = run.store.read_table(key, columns).to_pylist() if run.store.exists(key) else []
-    of = {(row["problem_id"], row["sample"]): Verdict(row["reward"], row["parsed_answer"]) for row in given}
+    graded = [row for row in given if row["reward"] is not None]
+    of = {(row["problem_id"], row["sample"]): Verdict(row["reward"], row["parsed_answer"]) for row in graded}
     if len(of) < len(rows):
         raise ConfigError(
             f"run {run.name!r}, step {step}: {len(rows) - len(of)} of {len(rows)} responses were imported without a "

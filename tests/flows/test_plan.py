@@ -2,6 +2,11 @@
 
 import json
 import math
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +21,15 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.plan import Device, _plan_run, findings, make_plan
 from flows.plan.amounts import PROCESS_BYTES, Problems, amounts, largest_micro_batch
-from flows.plan.model import ModelFacts, Shape, cache_bytes, load_model, micro_batch_bytes
+from flows.plan.facts import ModelFacts, Shape
+from flows.plan.model import cache_bytes, load_model, micro_batch_bytes
 from polyepo.config import SamplingConfig, UpdateConfig, parse_config
+from polyepo.findings import Severity
 from polyepo.judges import Group
 from polyepo.policy.model import Policy, micro_batches
 from polyepo.policy.update import Batch, update
 from polyepo.policy.warm_start import word_tokenizer
+from storage import open_store
 from tasks.evaluate import evaluate
 from tasks.runs.evaluations import parts, read_evaluation
 from tests.conftest import small_config
@@ -181,8 +189,6 @@ def test_a_model_is_known_by_its_config_alone(tmp_path):
     assert found.num_parameters == real.num_parameters()
     assert found.weights == 2 * found.num_parameters
     assert found.positions == config.max_position_embeddings
-    plan = plan_of(policy={"warm_start": None, "model": str(tmp_path)})
-    assert plan.unknown == [f"lengths of the prompts: policy.model {str(tmp_path)!r} has no tokenizer with it"]
 
 
 def test_prompts_are_as_long_as_the_chat_template_makes_them(tmp_path):
@@ -191,16 +197,20 @@ def test_prompts_are_as_long_as_the_chat_template_makes_them(tmp_path):
         "{% for message in messages %}user {{ message.content }}{% endfor %}{% if deep %} think think{% endif %}"
     )
     tokenizer.save_pretrained(tmp_path)
-    small_models()[0].save_pretrained(tmp_path)
     rows = [{"problem": [{"role": "user", "content": f"number{i} 1"}], "answer": str(i)} for i in range(8)]
     (tmp_path / "problems.jsonl").write_text("\n".join(map(json.dumps, rows)))
     policy = {"warm_start": None, "model": str(tmp_path)}
     domain = {"name": "maths", "path": str(tmp_path / "problems.jsonl"), "heldout_fraction": 0.3}
     sampling = {"max_prompt_tokens": 4}
+    real = AutoModelForCausalLM.from_config(small_models()[0])
+    real.save_pretrained(tmp_path)
     assert plan_of(policy=policy, domain=domain, sampling=sampling).findings == []
     deep = plan_of(policy={**policy, "chat_template_kwargs": {"deep": True}}, domain=domain, sampling=sampling)
-    assert "8 prompts are empty or longer than sampling.max_prompt_tokens 4" in deep.findings[0].text
-    assert "has 5 tokens" in deep.findings[0].text
+    assert deep.findings[0].what == "domain: 8 prompts are longer than sampling.max_prompt_tokens 4"
+    assert deep.findings[0].remedy.startswith("raise it to 5 ")
+    longer = plan_of(policy={**policy, "chat_template_kwargs": {"deep": True}}, domain=domain,
+                     sampling={"max_prompt_tokens": 5})  # fmt: skip
+    assert longer.findings == []
 
 
 def test_a_model_that_is_not_at_hand_is_not_known(file):
@@ -253,7 +263,7 @@ FATAL = [
         {"sampling": {"max_response_tokens": 505}},
         "max_response_tokens 505 = 513 is more than the model's 512 positions",
     ),
-    ({"sampling": {"max_prompt_tokens": 3}}, "20 prompts are empty or longer than sampling.max_prompt_tokens 3"),
+    ({"sampling": {"max_prompt_tokens": 3}}, "20 prompts are longer than sampling.max_prompt_tokens 3"),
     ({"update": {"lr": 0.0}}, "update.lr 0"),
 ]
 UNWISE = [
@@ -262,8 +272,11 @@ UNWISE = [
     ({"judge": {**LLM, "price_per_million_input": None, "price_per_million_output": None, "max_cost": None}},
      "judge.price_per_million_input and price_per_million_output are not set"),
     ({"judge": {**LLM, "max_cost": None}}, "judge.max_cost is not set"),
-    ({"sampler": {"name": "vllm", "launch": {"python": "python"}}, "policy": {"device": "cuda"}},
-     "sampler.sleep false"),
+    ({"sampler": {"name": "vllm", "base_urls": ["http://127.0.0.1:1"], "weights_dir": "/"}},
+     "sampler.base_urls: 'http://127.0.0.1:1' does not answer"),
+    ({"sampler": {"name": "vllm", "base_urls": ["http://127.0.0.1:1"], "weights_dir": "no-such-folder"}},
+     "sampler.weights_dir 'no-such-folder' is no folder"),
+    ({"judge": LLM}, "judge.base_url 'http://127.0.0.1:1/v1' does not answer"),
     ({"judge": {**LLM, "max_cost": 1e-3}}, "judge.max_cost 0.001 stops the run"),
     ({"judge": {**LLM, "api_key_env": "NO_SUCH_KEY"}}, "NO_SUCH_KEY is not set"),
 ]  # fmt: skip
@@ -286,6 +299,145 @@ def test_what_is_unwise_is_named(file, changes, said):
     assert "✗" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ({"device": "cuda:99"}, "policy.device 'cuda:99': torch finds "),
+        ({"model": "./no-such-model"}, "policy.model './no-such-model': no such directory"),
+        ({"model": "/no/such/model"}, "policy.model '/no/such/model': no such directory"),
+        ({"model": "models/of/mine"}, "policy.model 'models/of/mine': no such directory"),
+        ({"model": "{here}/file"}, "file': no such directory"),
+        ({"model": "{here}/empty"}, "has no config.json"),
+        ({"model": "{here}/config-only"}, "has no weights (*.safetensors)"),
+        ({"model": "{here}/no-tokenizer"}, "has no tokenizer with it"),
+        ({"model": "{here}/unknown-kind"}, "is not at hand"),
+    ],
+    ids=str,
+)
+def test_what_is_not_there_does_not_fit(file, tmp_path, policy, said):
+    (tmp_path / "file").touch()
+    for folder in ("empty", "unknown-kind"):
+        (tmp_path / folder).mkdir()
+    small_models()[0].save_pretrained(tmp_path / "config-only")
+    AutoModelForCausalLM.from_config(small_models()[0]).save_pretrained(tmp_path / "no-tokenizer")
+    (tmp_path / "unknown-kind" / "config.json").write_text('{"model_type": "no-such-architecture"}')
+    (tmp_path / "unknown-kind" / "model.safetensors").touch()
+    word_tokenizer(["1"]).save_pretrained(tmp_path / "unknown-kind")
+    if "model" in policy:
+        policy = {"warm_start": None, "model": policy["model"].replace("{here}", str(tmp_path))}
+    result = cli(file(policy=policy))
+    assert result.exit_code == 1, result.output
+    line = next((line for line in result.output.splitlines() if said in line), result.output)
+    assert line.startswith("✗")
+    assert "it fits" not in result.output
+    assert "not known" not in result.output or "device" in policy
+
+
+def test_memory_that_nobody_can_tell_is_not_known(file, monkeypatch):
+    monkeypatch.setattr("flows.plan.surroundings._available_memory", lambda: None)
+    result = cli(file())
+    assert result.exit_code == 0, result.output
+    assert "? not known: how much memory of RAM is free" in result.output
+    assert "it fits" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (None, "is no program"),
+        ("exit 1", "has no vLLM"),
+        ("exit 0", None),
+    ],
+)
+def test_the_python_of_vllm_is_looked_at(file, tmp_path, script, said):
+    python = tmp_path / "python"
+    if script:
+        python.write_text(f"#!/bin/sh\n{script}\n")
+        python.chmod(0o755)
+    result = cli(file(sampler={"name": "vllm", "launch": {"python": str(python)}}))
+    assert result.exit_code == (1 if said else 0), result.output
+    assert ("✗ sampler.launch.python" in result.output) == bool(said)
+    assert (said or "it fits") in result.output
+
+
+def test_a_launched_server_that_keeps_its_memory_is_unwise(tmp_path):
+    found = plan_of(sampler={"name": "vllm", "launch": {"python": "python"}}, policy={"device": "auto"}).findings
+    assert any("sampler.sleep false" in finding.what for finding in found)
+
+
+@contextmanager
+def models_server(status, body):
+    """A judge's server that lists its models."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            keys.append(self.headers["Authorization"])
+            self.send_response(status if self.path == "/v1/models" else 404)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_):
+            pass
+
+    keys = []
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1", keys
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (200, '{"data": [{"id": "judge"}, {"id": "other"}]}', None),
+        (200, '{"data": [{"id": "other"}]}', "does not serve judge.model 'judge': it serves 'other'"),
+        (401, "{}", "refuses the API key (HTTP 401): name the variable"),
+        (404, "not here", None),
+        (200, "<html>", None),
+        (200, '{"data": null}', None),
+    ],
+)
+def test_a_judges_server_is_asked_for_its_models(monkeypatch, status, body, said):
+    monkeypatch.setenv("A_KEY", "secret")
+    with models_server(status, body) as (url, keys):
+        found = plan_of(judge={**LLM, "base_url": url, "api_key_env": "A_KEY"}).findings
+    assert keys == ["Bearer secret"]
+    assert [said in str(finding) for finding in found] == ([True] if said else [])
+    assert "secret" not in str(found)
+
+
+def test_a_root_that_cannot_be_written(file, tmp_path):
+    (tmp_path / "file").touch()
+    result = cli(file(), "--root", tmp_path / "file" / "root")
+    assert result.exit_code == 1
+    assert "is a file: choose another root" in result.output
+    result = cli(file(), "--root", "gs://bucket")
+    assert result.exit_code == 1
+    assert "✗ root 'gs://bucket' must be a local path or s3://bucket/prefix" in result.output
+
+
+def test_a_bucket_is_asked_whether_it_can_be_written(file, s3):
+    result = cli(file(), "--root", f"{s3}/plan")
+    assert result.exit_code == 0, result.output
+    assert "✓ it fits" in result.output
+    assert open_store(f"{s3}/plan").files.find("") == []
+    result = cli(file(), "--root", "s3://no-such-bucket/plan")
+    assert result.exit_code == 1
+    assert "✗ root 's3://no-such-bucket/plan'" in result.output
+    assert "the bucket does not exist: create it" in result.output
+
+
+def test_torch_is_not_loaded_to_say_that_there_is_no_model(file):
+    path = file(policy={"warm_start": None, "model": "/no/such/model", "device": "cpu"})
+    code = (
+        "import sys; from flows.plan import make_plan; from polyepo.config import load_config; "
+        f"plan = make_plan(load_config({str(path)!r}), 'run', 'artifacts'); "
+        "print(plan.fits, 'torch' in sys.modules, 'transformers' in sys.modules, 'prefect' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"] * 4
+
+
 @pytest.mark.parametrize("scoring", [{"set_size": 4}, {"set_size": 1}, {"num_sets": 1}])
 def test_scorings_called_pointless_give_no_advantage(scoring):
     from tasks.runs.scores import advantages
@@ -306,14 +458,14 @@ def test_memory_that_is_too_small_says_what_would_fit():
         return findings(config, problems, plan.model, plan.amounts, plan.memory, free)
 
     assert found(10 * plan.memory.peak) == []
-    assert [finding.fatal for finding in found(plan.memory.peak)] == [False]
+    assert [finding.severity for finding in found(plan.memory.peak)] == [Severity.WARNING]
     tight = found(plan.memory.peak - plan.memory.micro_batch // 2)
-    assert tight[0].fatal
-    assert "update.micro_batch_tokens 16384 should be at most 96" in tight[0].text
+    assert tight[0].severity == Severity.FATAL
+    assert tight[0].remedy == "update.micro_batch_tokens 16384 should be at most 96"
     held = plan.memory.weights + plan.memory.optimizer + PROCESS_BYTES
     crowded = found(held + int(8.5 * (plan.memory.cache_row + plan.memory.draw_row)))
-    assert all(finding.fatal for finding in crowded)
-    assert "sampling.batch_size 256 should be at most 8" in crowded[-1].text
+    assert all(finding.severity == Severity.FATAL for finding in crowded)
+    assert crowded[-1].remedy == "sampling.batch_size 256 should be at most 8"
 
 
 def test_a_disk_that_is_too_small(file, monkeypatch):

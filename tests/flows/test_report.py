@@ -151,7 +151,7 @@ def test_a_run_that_is_going_on_without_an_evaluation_has_one(tmp_path):
     run = start(str(tmp_path / "store"), config)
     train(run, 2)
     report = assemble(str(tmp_path / "store"), ["run"])
-    assert report.findings[0] == "run is not finished: 2 of 6 steps are here."
+    assert str(report.findings[0]) == "run is not finished: 2 of 6 steps are here."
     assert not report.policies
     assert len(report.prompts) == 2 * 4
     write_report(str(tmp_path / "store"), ["run"], tmp_path / "page.html")

@@ -142,7 +142,7 @@ def test_divergence_is_marked_where_the_tokens_part(open_page, tmp_path):
     ]  # fmt: skip
     words = {1: "add ", 2: " then ", 12: "12", 13: "13", 5: "5", 7: "7"}
     made = report(prompts)
-    object.__setattr__(made, "decode", lambda ids: "".join(words[i] for i in ids))
+    object.__setattr__(made, "decoders", [lambda ids: "".join(words[i] for i in ids)])
     path = tmp_path / "page.html"
     path.write_text(render(made))
     page = open_page(path)

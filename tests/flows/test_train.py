@@ -6,10 +6,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from flows.views.summary import markdown, summarize
 from tasks.runs.run import open_run
-from tests.flows.conftest import STEPS, finish, kill_at, start_flow
+from tests.conftest import small_config
+from tests.flows.conftest import STEPS, finish, kill_at, start, start_flow
 from tests.tasks.test_stages import final_weights, tables
 
 pytestmark = pytest.mark.slow
@@ -73,3 +75,16 @@ def test_another_configuration_is_refused_before_any_work(server, config, undist
     output = process.communicate(timeout=120)[0]
     assert process.returncode != 0
     assert "update.lr: 0.001 -> 0.002" in output
+
+
+def test_a_run_that_learns_nothing_says_so_in_log_progress_and_summary(server, tmp_path):
+    config = tmp_path / "lost.yaml"
+    config.write_text(yaml.safe_dump(small_config(sampling={"max_response_tokens": 2})))
+    code = f"from flows.train import train; train({str(config)!r}, run='lost', root={str(tmp_path / 'root')!r})"
+    output = finish(start(server, code))
+    warned = [line for line in output.splitlines() if "WARNING" in line and "lost: 0 of " in line]
+    assert len(warned) == 1  # when it was found, not at every step
+    assert "sampling.max_response_tokens 2 is too short" in warned[0]
+    found = httpx.post(f"{server['PREFECT_API_URL']}/artifacts/latest/filter", json={}).json()
+    by_key = {artifact["key"]: artifact for artifact in found}
+    assert "✗ 0 of 24 prompts had a gradient in all 6 steps, so nothing was learnt" in by_key["lost-summary"]["data"]

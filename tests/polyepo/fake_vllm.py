@@ -59,6 +59,7 @@ class FakeVLLM(ThreadingHTTPServer):
         self.initial = model
         self.served_model, self.max_model_len = served_model, max_model_len
         self.faults = deque()  # one per completion, None for none
+        self.always = None  # the fault of every completion
         self.answered = Counter()  # whole answers by (prompt, seed)
         self.missing = set()  # paths that this server does not have
         self.deaf = False  # takes no weights, but says that it did
@@ -152,7 +153,7 @@ class Handler(BaseHTTPRequestHandler):
         assert not server.asleep
         with server.lock:  # one at a time: a model's forward pass is not what these tests are about
             probe = body["n"] == PROBE
-            fault = server.faults.popleft() if server.faults and not probe else None
+            fault = server.faults.popleft() if server.faults and not probe else server.always
             if isinstance(fault, int):
                 return self.reply({"error": {"message": f"no luck: {fault}"}}, fault)
             answer = server.complete(body)

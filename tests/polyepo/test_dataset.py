@@ -139,6 +139,57 @@ def test_nested_columns_of_verls_layout(tmp_path):
     assert {p.prompt for p in all_problems(text)} == {"Q0?", "Q1?", "Q2?", "Q3?"}
 
 
+def numbered(texts, start=0):
+    return [{"id": i, "problem": text, "answer": str(i)} for i, text in enumerate(texts, start)]
+
+
+def test_files_that_both_number_from_0_hold_different_problems(tmp_path):
+    train = write(tmp_path / "train.jsonl", numbered(f"train {i}" for i in range(5)))
+    heldout = write(tmp_path / "test.jsonl", numbered(f"test {i}" for i in range(7)))
+    apart = write(tmp_path / "apart.jsonl", numbered((f"test {i}" for i in range(7)), start=100))
+
+    def ids(**changes):
+        domain = Maths(path=train, **changes)
+        return [[p.problem_id for p in domain.problems(split)] for split in ("train", "heldout")]
+
+    digits = [str(i) for i in range(5)]
+    qualified = [f"heldout-{i}" for i in range(7)]
+    assert ids(heldout_path=heldout) == [digits, qualified]
+    assert ids(heldout_path=heldout, filters={"id": {"max": 2}}) == [digits[:3], qualified], "all of a file, or none"
+    assert ids(heldout_path=apart) == [digits, [str(100 + i) for i in range(7)]], "ids that differ stay as they are"
+    assert [p.problem_id for p in all_problems(Maths(path=heldout))] == [str(i) for i in range(7)]
+
+
+def test_problems_that_both_files_hold_are_refused_or_left_out_of_training(tmp_path):
+    train = write(tmp_path / "train.jsonl", numbered(f"P{i}" for i in range(5)))
+    same = write(tmp_path / "same.jsonl", numbered(["P0", "P1"]))
+    moved = write(tmp_path / "moved.jsonl", numbered(["Q", "P3"]))
+    with pytest.raises(ValueError, match=r"shares 2 problem_ids .* such as '0'; .*domain.unusable: drop"):
+        Maths(path=train, heldout_path=same).problems("train")
+    for heldout, left in ((same, ["2", "3", "4"]), (moved, ["0", "1", "2", "4"])):
+        domain = Maths(path=train, heldout_path=heldout, unusable="drop")
+        assert [p.problem_id for p in domain.problems("train")] == left
+        assert len(domain.problems("heldout")) == 2
+
+
+def test_two_rows_of_one_id_are_an_error(tmp_path):
+    rows = [*numbered(["a", "b"]), {"id": 1, "problem": "c", "answer": "2"}]
+    path = write(tmp_path / "p.jsonl", rows)
+    with pytest.raises(ValueError, match="row 3: problem_id '1' is that of row 2 already"):
+        Maths(path=path, id_column="id").problems("train")
+    assert len(all_problems(Maths(path=path))) == 3, "a column that is no id is none"
+
+
+def test_chat_messages_in_parts(tmp_path):
+    parts = [{"type": "text", "text": "1 + 1"}, {"type": "text", "text": " = ?"}]
+    rows = [{"prompt": [{"role": "user", "content": parts}], "answer": str(i)} for i in range(2)]
+    path = write(tmp_path / "p.jsonl", rows)
+    assert all_problems(Maths(path=path))[0].prompt == [{"role": "user", "content": "1 + 1 = ?"}]
+    rows[1]["prompt"][0]["content"] = [{"type": "image"}]
+    with pytest.raises(ValueError, match="row 2: the problem's content must be text"):
+        all_problems(Maths(path=write(tmp_path / "q.jsonl", rows)))
+
+
 def asked(name, prompt):
     return Problem(problem_id=name, domain="maths", prompt=prompt)
 

@@ -120,7 +120,7 @@ def test_everything_else_is_degenerate(response):
 def test_division_is_exact_and_by_zero_malformed():
     problem = puzzle(3, 3, 8, 8, target=24)
     assert TWENTY_FOUR.verify(problem, "8 / ( 3 - 8 / 3 )").reward == 1.0
-    assert TWENTY_FOUR.verify(problem, "8 / (3 - 3) + 8") == (0.0, None)
+    assert TWENTY_FOUR.verify(problem, "8 / (3 - 3) + 8") == (0.0, None, None)
     assert TWENTY_FOUR.strategy(problem, "8 / (8 - 8) + 3") is None
     assert Countdown().verify(problem, "8 / ( 3 - 8 / 3 )").reward == 0.0
 

@@ -44,7 +44,7 @@ def independent_check(a: int, b: int, response: str) -> bool:
 def test_the_six_decompositions():
     assert PROBLEM.prompt == "47 * 6 >"
     for name, response in SIX.items():
-        assert DOMAIN.verify(PROBLEM, response) == (1.0, "282")
+        assert DOMAIN.verify(PROBLEM, response) == (1.0, "282", None)
         assert DOMAIN.strategy(PROBLEM, response) == Strategy("decompose", name)
         assert independent_check(47, 6, response)
 

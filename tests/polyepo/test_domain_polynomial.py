@@ -26,7 +26,7 @@ def independent_reward(b: int, c: int, response: str) -> float:
 
 def test_example():
     assert PROBLEM.prompt == "-3 x 7 >"
-    assert DOMAIN.verify(PROBLEM, RIGHT) == (1.0, "(-2, 17)")
+    assert DOMAIN.verify(PROBLEM, RIGHT) == (1.0, "(-2, 17)", None)
     assert DOMAIN.strategy(PROBLEM, RIGHT) == Strategy("evaluate at a point", "x=-2")
 
 
@@ -71,7 +71,7 @@ def test_one_wrong_field_is_wrong_but_keeps_its_strategy(field, delta):
     ],
 )
 def test_malformed_responses_are_degenerate(response):
-    assert DOMAIN.verify(PROBLEM, response) == (0.0, None)
+    assert DOMAIN.verify(PROBLEM, response) == (0.0, None, None)
     assert DOMAIN.strategy(PROBLEM, response) is None
 
 

@@ -72,10 +72,10 @@ def test_anything_else_is_not(response):
     ],
 )
 def test_decompositions_of_the_product_are_right(response, strategy):
-    assert PRODUCTS.verify(PRODUCT, response) == (1.0, "22981")
+    assert PRODUCTS.verify(PRODUCT, response) == (1.0, "22981", None)
     assert PRODUCTS.strategy(PRODUCT, response) == Strategy("decompose", strategy)
     wrong = response.replace("981", "982")
-    assert PRODUCTS.verify(PRODUCT, wrong) == (0.0, "22982")
+    assert PRODUCTS.verify(PRODUCT, wrong) == (0.0, "22982", None)
     assert PRODUCTS.strategy(PRODUCT, wrong) == Strategy("decompose", strategy), "slips are not strategies"
 
 

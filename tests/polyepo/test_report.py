@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyepo.report import Figure, Policy, Prompt, Report, Response, RunFacts, Series, render
+from polyepo.findings import Finding, Severity
+from polyepo.report import Figure, Policy, ProblemKey, Prompt, Report, Response, RunFacts, Series, render
 from polyepo.report.choose import Candidate, choose, fit
 from polyepo.report.divergence import divergence
 from polyepo.report.page import MAX_CHARACTERS, packed_size, to_json
@@ -36,10 +37,12 @@ def response(text, reward=1.0, cluster: int | None = 0, tokens=(1, 2)):
 
 
 def report(prompts, figures=(), problems=None, histories=None):
-    problems = problems or {prompt.problem_id: "solve " + prompt.problem_id for prompt in prompts}
+    texts = problems or {prompt.problem_id: "solve " + prompt.problem_id for prompt in prompts}
+    problems = {ProblemKey(p.run, p.benchmark, p.problem_id): texts[p.problem_id] for p in prompts}
     policies = [Policy("base", 0, {"pass@1": (0.5, 0.4, 0.6)})]
     return Report(
-        "a <title>", [facts()], ["1 < 2 & 3"], policies, "note", "SELECT 1 < 2", list(figures), problems, list(prompts),
+        "a <title>", [facts()], [Finding(Severity.NOTE, "1 < 2 & 3")], policies,
+        "note", "SELECT 1 < 2", list(figures), problems, list(prompts),
         histories or {}, "all", {"history": "SELECT 1", "browser": "SELECT 2"},
     )  # fmt: skip
 

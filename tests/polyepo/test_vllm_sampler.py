@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import time
 
 import numpy as np
 import pytest
@@ -187,6 +188,63 @@ def test_servers_share_the_work(policy, tmp_path):
         assert one.answered
         assert two.answered
         assert sum((one.answered + two.answered).values()) == len(PROMPTS)
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 64])
+@pytest.mark.parametrize("fault", [500, 503, 429, 400, 404, "reset", "cut", "abort", "no json"])
+def test_a_server_that_fails_fast_leaves_the_work_to_a_slow_one(policy, tmp_path, fault, concurrency, monkeypatch):
+    monkeypatch.setattr(vllm, "_PAUSE_S", 0.001)
+    with FakeVLLM(policy.model) as broken, FakeVLLM(policy.model) as slow:
+        sampler = make(policy, [broken.url, slow.url], tmp_path, concurrency=concurrency)
+        sampler.sample(PROMPTS, SEEDS)  # both have the weights
+        broken.answered.clear()
+        slow.answered.clear()
+        broken.always = fault
+        slow.on_completion = lambda: time.sleep(0.01)
+        check(policy, sampler.sample(PROMPTS, SEEDS))
+        assert not broken.answered
+        assert len(slow.answered) == len(PROMPTS)
+        if fault != "reset":
+            assert set(slow.answered.values()) == {1}
+        broken.always = None
+        check(policy, sampler.sample(PROMPTS, SEEDS))
+        assert broken.answered, "it is asked again in the next round"
+
+
+def test_a_server_that_refuses_from_the_start_is_done_without(policy, server, tmp_path, caplog):
+    with FakeVLLM(policy.model) as lost:
+        lost.missing = {"/v1/completions"}
+        check(policy, make(policy, [lost.url, server.url], tmp_path).sample(PROMPTS, SEEDS))
+    assert "sampling goes on without" in caplog.text
+    assert "answered 404" in caplog.text
+
+
+def test_a_server_that_fails_now_and_then_is_not_set_aside(policy, server, tmp_path, caplog):
+    with FakeVLLM(policy.model) as other:
+        other.faults.extend([500, None] * 100)
+        check(policy, make(policy, [other.url, server.url], tmp_path, concurrency=1).sample(PROMPTS, SEEDS))
+        assert other.answered
+    assert "set aside" not in caplog.text
+    assert "are repeated" not in caplog.text
+
+
+def test_all_servers_failing_ends_the_step(policy, tmp_path, monkeypatch):
+    monkeypatch.setattr(vllm, "_PAUSE_S", 0.001)
+    with FakeVLLM(policy.model) as one, FakeVLLM(policy.model) as two:
+        sampler = make(policy, [one.url, two.url], tmp_path, concurrency=2)
+        sampler.sample(PROMPTS, SEEDS)
+        one.always = two.always = 500
+        with pytest.raises(SamplerError, match=r"failed 5 times; .*answered 500: no luck"):
+            sampler.sample(PROMPTS, SEEDS)
+        one.always = two.always = 400
+        with pytest.raises(SamplerError, match=r"answered 400: no luck"):
+            sampler.sample(PROMPTS, SEEDS)
+
+
+def test_a_server_that_does_not_go_to_sleep_ends_nothing(policy, server, tmp_path, caplog):
+    server.missing = {"/sleep"}
+    check(policy, make(policy, [server.url], tmp_path, sleep=True).sample(PROMPTS, SEEDS))
+    assert "was not put to sleep" in caplog.text
 
 
 def test_one_server_of_two_is_enough(policy, server, tmp_path, caplog):

@@ -8,7 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-_CODES = {"InternalError": 500, "SlowDown": 503, "ConditionalRequestConflict": 409, "AuthorizationHeaderMalformed": 400}
+_CODES = {
+    "InternalError": 500, "SlowDown": 503, "ConditionalRequestConflict": 409, "AuthorizationHeaderMalformed": 400,
+    "InvalidArgument": 400, "Unauthorized": 401, "MissingContentLength": 411, "NotImplemented": 501,
+}  # fmt: skip
 
 
 class Request(NamedTuple):

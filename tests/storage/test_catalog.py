@@ -25,13 +25,13 @@ PROMPTLESS = {
 
 response = st.fixed_dictionaries(
     {
-        "reward": st.sampled_from([0.0, 1.0]),
+        "reward": st.sampled_from([0.0, 1.0, 0.0, 1.0, None]),
         "label": st.sampled_from(["degenerate", "missing", 0, 0, 1, 2]),
         "other": st.sampled_from(["degenerate", "missing", 0, 1, 1]),
         "advantage": st.sampled_from([0.0, 0.0, -0.5, 0.25]),
         "other_advantage": st.sampled_from([0.0, -1.0, 0.5, 0.75]),
         "other_reward": st.sampled_from([0.0, 1.0]),
-        "parsed_answer": st.sampled_from([None, "1", "2", "';--"]),
+        "parsed_answer": st.sampled_from([None, "1", "2", "';--", "2/2"]),
         "response_token_ids": st.lists(st.integers(0, 2), min_size=1, max_size=5),
         "finish_reason": st.sampled_from(["stop", "length"]),
     }
@@ -60,13 +60,22 @@ def label_of(value):
     }
 
 
+def answer_class(answer):
+    """The class of an answer: 2/2 is 1."""
+    return None if answer is None else {"2/2": 0, "1": 0, "2": 1}.get(answer, 2)
+
+
 def rows_of(run, step, prompts):
     """Flat rows, and the columns that every table keys on."""
     return [
-        {"run": run, "step": step, "problem_id": f"p{p}", "sample": i, **response}
+        {
+            "run": run, "step": step, "problem_id": f"p{p}", "sample": i, **response,
+            "answer_class": answer_class(response["parsed_answer"]),
+            "ungraded": "timeout" if response["reward"] is None else None,
+        }
         for p, group in enumerate(prompts)
         for i, response in enumerate(group)
-    ]
+    ]  # fmt: skip
 
 
 def pick(row, schema):
@@ -107,16 +116,31 @@ def ask(connection, sql, *parameters):
     return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
 
-def matrices(prompts):
-    rewards = [[r["reward"] for r in group] for group in prompts]
-    clusters = [[r["label"] if isinstance(r["label"], int) else DEGENERATE for r in group] for group in prompts]
-    advantages = [[r["advantage"] for r in group] for group in prompts]
-    return rewards, clusters, advantages
-
-
 def mean(values):
+    """The mean; None of nothing."""
     values = list(values)
-    return sum(values) / len(values)
+    return sum(values) / len(values) if values else None
+
+
+def close(value):
+    return None if value is None else pytest.approx(value, abs=1e-12)
+
+
+def known(prompts, labelled=False):
+    """The responses of each prompt that have a grade (and a label), of the prompts that have any."""
+    kept = [
+        [r for r in group if r["reward"] is not None and not (labelled and r["label"] == "missing")]
+        for group in prompts
+    ]
+    return [group for group in kept if group]
+
+
+def rewards_of(group):
+    return [r["reward"] for r in group]
+
+
+def clusters_of(group):
+    return [r["label"] if isinstance(r["label"], int) else DEGENERATE for r in group]
 
 
 @pytest.fixture(scope="module")
@@ -134,44 +158,58 @@ def test_queries_equal_plain_computations(folder, steps, data):
     for step, prompts in enumerate(steps, 1):
         size = len(prompts[0])
         k = data.draw(st.integers(1, size))
-        rewards, clusters, advantages = matrices(prompts)
-        answers = [[r["parsed_answer"] for r in group] for group in prompts]
-        correct = [[r > 0.5 for r in group] for group in rewards]
+        graded, both = known(prompts), known(prompts, labelled=True)
 
         def one(sql, step=step):
             mine = "" if sql in ("branching()", "lengths()") else " AND scoring = 'own'"
             found = ask(connection, f"SELECT * FROM {sql} WHERE step = {step}{mine}")
-            assert len(found) == 1
-            return found[0]
+            assert len(found) <= 1
+            return found[0] if found else defaultdict(lambda: None)  # no row: nothing is known
 
-        assert one(f"pass_at_k({k})")["pass_at_k"] == pytest.approx(
-            mean(metrics.pass_at_k(size, sum(c), k) for c in correct), abs=1e-12
+        assert one(f"pass_at_k({k})")["pass_at_k"] == close(
+            mean(metrics.pass_at_k(len(g), sum(rewards_of(g)), k) for g in graded if len(g) >= k)
         )
-        assert one(f"div_at_k({k})")["div_at_k"] == pytest.approx(
-            mean(metrics.div_at_k(rewards, clusters, k)), abs=1e-12
+        assert one(f"div_at_k({k})")["div_at_k"] == close(
+            mean(metrics.div_at_k(rewards_of(g), clusters_of(g), k) for g in both if len(g) >= k)
         )
-        assert one("coverage()")["coverage"] == pytest.approx(metrics.coverage(rewards))
-        assert one("cover_at_tau(0.5)")["cover_at_tau"] == pytest.approx(metrics.cover_at_tau(rewards, 0.5))
+        assert one("coverage()")["coverage"] == close(mean(metrics.coverage([rewards_of(g)]) for g in graded))
+        assert one("cover_at_tau(0.5)")["cover_at_tau"] == close(
+            mean(metrics.cover_at_tau([rewards_of(g)], 0.5) for g in graded)
+        )
         for votes in (1, size):
-            expected = [metrics.maj_at_k(a, c, votes) for a, c in zip(answers, correct, strict=True)]
+            expected = [
+                metrics.maj_at_k([answer_class(r["parsed_answer"]) for r in g], [r["reward"] > 0.5 for r in g], votes)
+                for g in graded
+                if len(g) >= votes
+            ]
             found = one(f"maj_at_k({votes})")
-            assert found["maj_at_k"] == pytest.approx(mean(e[0] for e in expected), abs=1e-12)
-            assert found["vote_share"] == pytest.approx(mean(e[1] for e in expected), abs=1e-12)
+            assert found["maj_at_k"] == close(mean(e[0] for e in expected))
+            assert found["vote_share"] == close(mean(e[1] for e in expected))
         found = one("answers()")
-        assert found["answer_entropy"] == pytest.approx(mean(map(metrics.answer_entropy, answers)), abs=1e-12)
-        assert found["distinct_answers"] == mean(len({a for a in given if a is not None}) for given in answers)
+        answers = [[answer_class(r["parsed_answer"]) for r in group] for group in prompts]
+        assert found["answer_entropy"] == close(mean(map(metrics.answer_entropy, answers)))
+        assert found["distinct_answers"] == close(mean(len(set(given) - {None}) for given in answers))
         found = one("strategies_by_step()")
-        assert found["distinct_successful"] == mean(metrics.distinct_successful_strategies(rewards, clusters))
-        assert found["distinct_unsuccessful"] == mean(metrics.distinct_unsuccessful_strategies(rewards, clusters))
+        pairs = [(rewards_of(g), clusters_of(g)) for g in both]
+        assert found["distinct_successful"] == close(mean(metrics.distinct_successful_strategies(*g) for g in pairs))
+        assert found["distinct_unsuccessful"] == close(
+            mean(metrics.distinct_unsuccessful_strategies(*g) for g in pairs)
+        )
+        rewards = [[math.nan if r["reward"] is None else r["reward"] for r in group] for group in prompts]
+        clusters, advantages = map(clusters_of, prompts), [[r["advantage"] for r in group] for group in prompts]
         labelled = [all(r["label"] != "missing" for r in group) for group in prompts]
-        signal = metrics.signal_accounting(rewards, clusters, advantages, labelled)
+        signal = metrics.signal_accounting(rewards, list(clusters), advantages, labelled)
         found = one("signal_accounting()")
-        for name in ("with_gradient", "unlabelled", "all_wrong", "one_cluster", "other_zero"):
+        for name in ("with_gradient", "ungraded", "unlabelled", "all_wrong", "one_cluster", "other_zero"):
             assert found[name] == getattr(signal, name), name
         assert found["prompts"] == len(prompts)
         flipped = ask(connection, f"SELECT problem_id FROM sign_flips() WHERE step = {step} AND scoring = 'own'")
-        expected_flips = metrics.sign_flips(rewards, advantages)
-        assert {row["problem_id"] for row in flipped} == {f"p{p}" for p, flip in enumerate(expected_flips) if flip}
+        assert {row["problem_id"] for row in flipped} == {
+            f"p{p}"
+            for p, group in enumerate(prompts)
+            if any(r["reward"] == 1 and r["advantage"] < 0 for r in group)
+            and any(r["reward"] == 0 and r["advantage"] > 0 for r in group)
+        }
         check_branching(one("branching()"), prompts)
         check_lengths(one("lengths()"), prompts)
         check_agreement(ask(connection, f"FROM judge_agreement('first', 'second') WHERE step = {step}"), prompts)
@@ -266,7 +304,7 @@ def check_clusters(found, group):
     for row in found:
         inside = members[row["cluster"], row["degenerate"]]
         assert row["size"] == len(inside)
-        assert row["reward"] == pytest.approx(mean(r["reward"] for _, r in inside))
+        assert row["reward"] == close(mean(r["reward"] for _, r in inside if r["reward"] is not None))
         assert row["advantage"] == pytest.approx(mean(r["advantage"] for _, r in inside))
         assert row["example"] == f"r{inside[0][0]}"
 
@@ -279,7 +317,8 @@ def test_label_rates(folder, prompts):
     found = {row["judge"]: row for row in ask(connect(str(folder)), "FROM degenerate_rate()")}
     for judge, name in (("first", "label"), ("second", "other")):
         labels = [r[name] for group in prompts for r in group]
-        assert found[judge]["degenerate_rate"] == pytest.approx(mean(label == "degenerate" for label in labels))
+        there = [label == "degenerate" for label in labels if label != "missing"]
+        assert found[judge]["degenerate_rate"] == close(mean(there))
         assert found[judge]["unlabelled_rate"] == pytest.approx(mean(label == "missing" for label in labels))
         assert found[judge]["statuses"].get("parse_failed", 0) == labels.count("missing")
 
@@ -378,7 +417,7 @@ def test_held_out_evaluations_answer_the_same_questions(tmp_path):
 
 def test_an_empty_root_has_every_view_and_query(tmp_path):
     connection = connect(str(tmp_path))
-    for view in ("runs", "problems", "rollouts", "labels", "judge_calls", "scores", "updates", "evals"):
+    for view in ("runs", "problems", "rollouts", "labels", "judge_calls", "scores", "updates", "evals", "evaluations"):
         assert ask(connection, f"SELECT * FROM {view}") == []
     arguments = {
         "pass_at_k": "1", "div_at_k": "1", "maj_at_k": "1", "cover_at_tau": "0.5", "judge_agreement": "'a', 'b'",

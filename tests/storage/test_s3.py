@@ -15,12 +15,12 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from storage import ArtifactKey, Store, StoreError
+from storage import ArtifactKey, Catalog, Store, StoreError
 from storage import s3 as storage_s3
 from storage.gc import find_garbage
-from storage.verify import manifests, verify_artifact
+from storage.verify import manifests, verify_run
 from tests.storage.proxy import Proxy
-from tests.storage.test_store import KEY, commit, labels
+from tests.storage.test_store import KEY, PROVENANCE, commit, labels
 
 pytestmark = pytest.mark.slow
 FAULTS = ["InternalError", "SlowDown", "ConditionalRequestConflict", "unsent", "lost", "cut"]
@@ -139,7 +139,7 @@ def test_many_random_faults_lose_nothing(proxy, root):
     proxy.fault = lambda request: None
     fresh = Store(root)
     assert len(manifests(fresh, "run")) == 12
-    assert [finding for path in manifests(fresh, "run") for finding in verify_artifact(fresh, path)] == []
+    assert list(verify_run(fresh, "run")) == []
     kept = {manifest.attempt for manifest in returned[0].values()}
     assert all(item.path.rsplit("/", 1)[-1] not in kept for item in find_garbage(fresh, -60))
 
@@ -184,6 +184,47 @@ def test_nothing_hangs_for_ever(proxy, root, monkeypatch):
 def test_a_store_without_conditional_create_is_refused(proxy, root):
     proxy.strips = {"if-none-match"}
     with pytest.raises(StoreError, match=r"no conditional create.*Use a store that has it"):
+        Store(root).check()
+
+
+def knows_no_checksums(code):
+    """A store from before 2025: it refuses what AWS's library adds by default."""
+    return lambda request: (
+        code if any(name.startswith("x-amz-") and "checksum" in name for name in request.headers) else None
+    )
+
+
+@pytest.mark.parametrize("code", ["InvalidArgument", "Unauthorized", "MissingContentLength", "NotImplemented"])
+def test_a_store_that_knows_no_checksums(proxy, root, tmp_path, monkeypatch, code):
+    proxy.fault = knows_no_checksums(code)
+    store = Store(root)
+    monkeypatch.setattr(store.files.fs, "_pipe_file", functools.partial(store.files.fs._pipe_file, chunksize=5 << 20))
+    store.check()
+    assert [r.headers["if-none-match"] for r in proxy.requests if r.method == "PUT"] == ["*", "*"]
+    store.create_run("run", {})
+    assert commit(store) == commit(Store(root), labels(text="second"))
+    store.files.write("big", bytes(12 << 20))  # in parts
+    (tmp_path / "weights").write_bytes(b"\0" * 100)
+    checkpoint = ArtifactKey("run", "checkpoints", 4)
+    store.commit_files(checkpoint, tmp_path, provenance=PROVENANCE)
+    fresh = Store(root)
+    assert fresh.read_table(KEY, verify=True).equals(labels())
+    assert (fresh.local_files(checkpoint) / "weights").stat().st_size == 100
+    assert Catalog(root).connection.execute("SELECT count(*) FROM labels").fetchall() == [(8,)]
+    fresh.files.remove("big")
+    assert proxy.faults == []
+
+
+@pytest.mark.parametrize("code", ["InvalidArgument", "Unauthorized", "MissingContentLength", "NotImplemented"])
+def test_whoever_asks_for_checksums_is_told_what_a_store_without_them_needs(proxy, root, monkeypatch, code):
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")
+    proxy.fault = knows_no_checksums(code)
+    with pytest.raises(StoreError, match="set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"):
+        Store(root).check()
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    Store(root).check()
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"request_checksum_calculation": "when_supported"}})
+    with pytest.raises(StoreError, match="AWS_REQUEST_CHECKSUM_CALCULATION"):
         Store(root).check()
 
 

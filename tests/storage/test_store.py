@@ -97,6 +97,53 @@ def test_of_sixteen_racing_writers_on_s3_one_wins(s3):
     assert sum(won) == 1
 
 
+def test_a_link_whose_reply_was_lost_is_no_lost_race(tmp_path, monkeypatch):
+    """NFS repeats a request that was carried out, and the second one finds what the first has made."""
+    real = os.link
+
+    def link(source, target):
+        real(source, target)
+        raise FileExistsError(errno.EEXIST, "File exists", source, None, target)
+
+    monkeypatch.setattr(os, "link", link)
+    store = Store(str(tmp_path))
+    store.check()
+    mine = commit(store, labels(text="mine"))
+    assert Store(str(tmp_path)).manifest(KEY) == mine
+    assert Store(str(tmp_path)).read_table(KEY, verify=True)["macro_strategy"][0].as_py() == "mine"
+    monkeypatch.undo()
+    assert commit(Store(str(tmp_path)), labels(text="theirs")) == mine
+    attempts = {path.name for path in (tmp_path / KEY.path).iterdir()}
+    assert attempts == {mine.attempt, "manifest.json"}, "the loser's files are gone, and the winner's are there"
+
+
+def test_asking_does_not_change_what_a_commit_does(tmp_path):
+    """Whether or not a store was asked before, the first commit wins and the second is told so."""
+    asked, other = Store(str(tmp_path)), Store(str(tmp_path))
+    assert not asked.exists(KEY)
+    mine = commit(other)
+    assert commit(asked, labels(text="late")) == mine
+    assert not asked.exists(ArtifactKey("run", "labels", 4, KEY.partition, 0))
+    assert asked.exists(KEY)
+
+
+def test_many_are_asked_for_at_once(root):
+    store = Store(root)
+    keys = [ArtifactKey("run", "labels", step, KEY.partition, 0) for step in range(20)]
+    for key in keys[::2]:
+        commit(store, labels(text=str(key.step)), key)
+    fresh = Store(root)
+    assert fresh.committed(keys) == keys[::2]
+    assert fresh.steps("run", "labels", KEY.partition, 0) == list(range(0, 20, 2))
+    assert fresh.steps("run", "labels", KEY.partition, 1) == fresh.steps("run", "labels", KEY.partition) == []
+    texts = [table["macro_strategy"][0].as_py() for table in fresh.read_tables(keys[::2], ["macro_strategy"])]
+    assert texts == [str(step) for step in range(0, 20, 2)]
+    with pytest.raises(StoreError, match=r"step=000001.*not committed"):
+        list(fresh.read_tables(keys))
+    fresh.fetch(keys[::2])
+    assert fresh.read_table(keys[0]).num_rows == 8
+
+
 def test_same_rows_give_the_same_bytes(tmp_path):
     one, two = commit(Store(str(tmp_path / "a"))), commit(Store(str(tmp_path / "b")))
     assert one.files == two.files
@@ -161,7 +208,7 @@ def test_full_disk_harms_nothing(tmp_path, monkeypatch, call):
 def test_killed_at_any_moment_it_is_all_or_nothing(tmp_path):
     code = (
         "import sys; from tests.storage.test_store import *\n"
-        "store = Store(sys.argv[1]); print('go', flush=True)\n"
+        "store = Store(sys.argv[1]); labels(); print('go', flush=True)\n"  # the first table takes an import
         "for step in range(10000): commit(store, key=ArtifactKey('run', 'labels', step, KEY.partition, 0))"
     )
     random.seed(0)

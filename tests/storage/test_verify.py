@@ -12,7 +12,7 @@ import pytest
 from polyepo.schemas import LABELS
 from storage import ArtifactKey, Provenance, Store
 from storage.gc import find_garbage, remove_garbage
-from storage.verify import manifests, verify_artifact
+from storage.verify import manifests, verify_run
 from tests.storage.test_catalog import make_root, simple
 
 PROVENANCE = Provenance("hash", "test")
@@ -24,7 +24,7 @@ def store(tmp_path):
 
 
 def findings(store, run="run"):
-    return [finding for path in manifests(store, run) for finding in verify_artifact(store, path)]
+    return list(verify_run(store, run))
 
 
 def part(store, stage):

@@ -14,20 +14,26 @@ from polyepo.config import ConfigError, parse_config
 from polyepo.judges import AnswerJudge, Judge, Label, ProgramJudge
 from polyepo.schemas import EVALS
 from storage import Catalog, connect
-from storage.verify import manifests, verify_artifact
+from storage.verify import verify_run
 from tasks.evaluate import evaluate
 from tasks.runs import evaluations
 from tasks.runs.benchmarks import heldout
-from tasks.runs.evaluating import add_benchmark, commit_shard, model_run
-from tasks.runs.evaluations import HELDOUT, Benchmark, choose_judge, choose_step, missing_shards, parts, read_evaluation
+from tasks.runs.evaluating import add_benchmark, evaluate_missing, model_run
+from tasks.runs.evaluations import (
+    HELDOUT,
+    Benchmark,
+    choose_judge,
+    choose_step,
+    parts,
+    read_evaluation,
+)
 from tests.conftest import small_config
 from tests.tasks.test_stages import forget, start
 
 
 def extend(run, num_samples, benchmark=None, judge=None):
     benchmark = benchmark or heldout(run)
-    for shard, numbers in missing_shards(run, benchmark.name, 0, num_samples):
-        commit_shard(run, benchmark, 0, shard, numbers, judge or run.config.judge)
+    evaluate_missing(run, benchmark, 0, num_samples, judge or run.config.judge)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,7 +64,7 @@ def test_an_extension_is_one_larger_evaluation_bit_for_bit(large, tmp_path):
         assert [f.sha256 for f in run.store.manifest(mine).files] == [
             f.sha256 for f in large.store.manifest(theirs).files
         ]
-    assert not [finding for path in manifests(run.store, "run") for finding in verify_artifact(run.store, path)]
+    assert list(verify_run(run.store, "run")) == []
 
 
 def test_an_extension_by_any_number_draws_the_same_samples(large, tmp_path):

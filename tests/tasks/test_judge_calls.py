@@ -16,11 +16,11 @@ import pytest
 from polyepo.config import parse_config
 from polyepo.judges.llm import client as client_module
 from polyepo.judges.llm.limits import JudgeError
-from polyepo.schemas import ROLLOUTS
+from polyepo.schemas import JUDGE_CALLS, ROLLOUTS, TABLES
 from storage.catalog import connect
 from tasks.judge import judge
 from tasks.runs import calls as calls_module
-from tasks.runs.labels import MissingLabelsError, commit_labels, estimate_labels
+from tasks.runs.labels import MissingLabelsError, commit_labels, estimate_labels, label_rows
 from tasks.runs.run import create_or_resume, open_run
 from tasks.runs.scores import cluster_matrix
 from tasks.score import score
@@ -184,6 +184,99 @@ def test_two_processes_on_one_shard_keep_both_their_calls(tmp_path):
             log.record(calls_module.Call("p", 0, request, "{}", "stop", 1, 1, 1.0, None, None))
             log.close()
     assert sorted(row["request_sha256"] for row in rows_of(run, "judge_calls")) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        completion("I would rather not sort them."),
+        completion('{"responses": [{"id": "bcdf"', finish_reason="length"),
+        completion(None),
+        completion(None, refusal="I cannot help with that"),
+        completion("", finish_reason="content_filter"),
+    ],
+)
+@pytest.mark.parametrize("new_process", [False, True])
+def test_what_gave_no_labels_is_asked_again_by_the_same_command(tmp_path, garbage, new_process):
+    state = {"broken": True}
+    with JudgeServer(lambda n, b: garbage if state["broken"] else completion(clusters_of(b))) as server:
+        run = make_run(tmp_path, server.url)
+        for _ in range(2):  # as often as it is tried in vain
+            before = len(server.bodies)
+            with pytest.raises(MissingLabelsError, match="the same command asks again for what failed"):
+                commit_labels(run, run.config.judge, 1, 0)
+            assert len(server.bodies) > before
+        state["broken"] = False
+        if new_process:
+            forget()
+        commit_labels(run, run.config.judge, 1, 0)
+        calls = rows_of(run, "judge_calls")
+        assert Counter(row["error"] is None for row in calls)[True] == 4
+        assert all(row["raw_reply"] is not None for row in calls), "attempts are kept"
+        assert len(calls) == len(server.bodies)
+    assert {(row["cluster"], row["status"]) for row in rows_of(run, "labels")} == {(0, "ok"), (1, "ok"), (2, "ok")}
+
+
+def test_a_reply_that_was_mended_by_asking_is_bought_once(tmp_path):
+    """The first reply gave no labels, but what came of it did: a new process asks for neither again."""
+
+    def behave(number, body):
+        return completion("hm") if len(body["messages"]) == 2 else completion(clusters_of(body))
+
+    with JudgeServer(behave) as server:
+        run = make_run(tmp_path, server.url)
+        with calls_module.kept_calls(run, run.config.judge, 1, 0) as calls:
+            rows = run.store.read_table(run.key("rollouts", 1, 0)).to_pylist()
+            first = label_rows(run, run.config.judge, rows, calls)
+        forget()
+        with calls_module.kept_calls(run, run.config.judge, 1, 0) as calls:
+            assert label_rows(run, run.config.judge, rows, calls) == first
+        assert estimate_labels(run, run.config.judge, [1]).calls == 0
+    assert len(server.bodies) == 8
+    assert {row["status"] for row in first} == {"repaired"}
+
+
+def test_stores_of_earlier_versions_kept_unreadable_replies_as_answers(tmp_path, monkeypatch):
+    """Their tables have no cost_bound either."""
+    with JudgeServer() as server:
+        run = make_run(tmp_path, server.url, price_per_million_input=1.0, price_per_million_output=1.0)
+        with calls_module.kept_calls(run, run.config.judge, 1, 0) as calls:
+            rows = run.store.read_table(run.key("rollouts", 1, 0)).to_pylist()
+            label_rows(run, run.config.judge, rows, calls)
+        (key,) = calls.keys
+        rows = run.store.read_table(key).to_pylist()
+        rows[2]["raw_reply"], rows[3]["raw_reply"] = "garbage", None
+        schema = JUDGE_CALLS.remove(JUDGE_CALLS.get_field_index("cost_bound"))
+        other = make_run(tmp_path / "old", server.url, price_per_million_input=1.0, price_per_million_output=1.0)
+        with monkeypatch.context() as earlier:
+            earlier.setitem(TABLES, "judge_calls", schema)
+            other.store.commit_table(
+                key, pa.Table.from_pylist(rows, schema=schema), table_name="judge_calls", provenance=other.provenance(0)
+            )
+        forget()
+        assert estimate_labels(other, other.config.judge, [1]).calls == 2
+        commit_labels(other, other.config.judge, 1, 0)
+    assert len(server.bodies) == 6
+    assert {row["status"] for row in rows_of(other, "labels")} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    "answer", [lambda body: completion(clusters_of(body), usage=None), lambda body: error(500, "perhaps it was billed")]
+)
+def test_max_cost_holds_across_processes_where_no_cost_is_known(tmp_path, answer):
+    settings = {
+        "price_per_million_input": 0, "price_per_million_output": 1000, "max_cost": 0.55, "max_tokens": 100,
+        "max_retries": 0, "max_consecutive_failures": 100, "concurrency": 1,
+    }  # fmt: skip
+    with JudgeServer(lambda n, body: answer(body)) as server:
+        run = make_run(tmp_path, server.url, prompts=12, **settings)
+        for _ in range(3):
+            with pytest.raises(JudgeError, match=r"max_cost 0\.55 is reached: 0\.5000 is spent"):
+                judge.fn(run.store.root, "run", 1, 0)
+            forget()
+    assert len(server.bodies) == 5
+    rows = rows_of(run, "judge_calls")
+    assert {(row["cost"], row["cost_bound"]) for row in rows} == {(None, 0.1)}, "what is not known is no number"
 
 
 MISSING = [

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from polyepo.config import ConfigError, load_config, parse_config
-from polyepo.domains.maths import final_answer
+from polyepo.domains.answers import final_answer
 from polyepo.schemas import EVALS
 from storage import connect
 from tasks.evaluate import evaluate
 from tasks.runs import policies as policies
 from tasks.runs.benchmarks import leakage
-from tasks.runs.evaluating import add_benchmark, commit_shard
-from tasks.runs.evaluations import Benchmark, missing_shards, read_evaluation
+from tasks.runs.evaluating import add_benchmark, evaluate_missing
+from tasks.runs.evaluations import Benchmark, read_evaluation
 from tasks.runs.policies import check_prompts, policy_at
 from tasks.runs.run import create_or_resume
 from tests.byte_model import byte_tokenizer, save_byte_model
@@ -95,8 +95,7 @@ def test_sampled_graded_stored_updated_and_queried(files, tmp_path):
     assert 0 < updates["truncated_rate"] < 1, "both ends of a response occur"
 
     benchmark = add_benchmark(run, str(files[2]), 2)
-    ((shard, numbers),) = missing_shards(run, benchmark.name, 2, 1)
-    commit_shard(run, benchmark, 2, shard, numbers, config.judge)
+    evaluate_missing(run, benchmark, 2, 1, config.judge)
 
     database = connect(run.store.root)
     num_train, num_heldout = (sum(1 for line in file.open() if line.strip()) for file in files[:2])
@@ -121,7 +120,8 @@ def assert_asked_the_same(run, benchmark):
     tokenizer = policy_at(run, 2).tokenizer
     rows = run.store.read_table(run.key("rollouts", 1, 0)).to_pylist()
     rows += read_evaluation(run, "heldout", 0, EVALS.names) + read_evaluation(run, benchmark.name, 2, EVALS.names)
-    problems = run.problems | {p.problem_id: p for p in benchmark.problems}
+    asked = [*run.split("train"), *run.split("heldout"), *benchmark.problems]
+    problems = {p.problem_id: p for p in asked}
     assert {row.get("benchmark") for row in rows} == {None, "heldout", "math500"}
     for row in rows:
         system, user = problems[row["problem_id"]].prompt

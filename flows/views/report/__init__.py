@@ -13,13 +13,13 @@ from pathlib import Path
 from flows.views.report.curves import curves, judge_differences
 from flows.views.report.findings import findings
 from flows.views.report.heldout import HeldOut
-from flows.views.report.prompts import decoder, read_histories, read_problems, read_prompts
+from flows.views.report.prompts import decoders, read_histories, read_problems, read_prompts
 from flows.views.report.source import Source
-from flows.views.summary import runs_named
 from polyepo.config import ConfigError
 from polyepo.report import Report, RunFacts, render
 from storage import open_store
 from storage.layout import check_name
+from tasks.runs.groups import members
 from tasks.runs.run import Run, open_run
 
 
@@ -54,7 +54,7 @@ def publish_report(root: str, title: str, runs: Sequence[str]) -> str:
 
 def assemble(root: str, names: Sequence[str], title: str | None = None) -> Report:
     """Everything the report of these runs shows. Raises ConfigError as `write_report` does."""
-    runs = [open_run(root, run) for run in dict.fromkeys(run for name in names for run in runs_named(root, name))]
+    runs = [open_run(root, run) for run in dict.fromkeys(run for name in names for run in members(root, name))]
     source = Source(root, runs)
     if not source.rows("SELECT 1 FROM updates UNION ALL SELECT 1 FROM evals LIMIT 1"):
         raise NothingToReportError(
@@ -75,7 +75,7 @@ def assemble(root: str, names: Sequence[str], title: str | None = None) -> Repor
     return Report(
         title=title or ", ".join(names),
         runs=facts,
-        findings=findings(source, facts, held_out),
+        findings=findings(source, runs, facts, held_out),
         policies=table,
         policies_note=held_out[0].note if held_out else "",
         policies_sql=held_out[0].sql if held_out else "",
@@ -85,7 +85,7 @@ def assemble(root: str, names: Sequence[str], title: str | None = None) -> Repor
         histories=histories,
         coverage_note=coverage_note + history_note,
         sql={"history": history_sql, **sql},
-        decode=decoder(runs[0]),
+        decoders=decoders(runs),
     )
 
 

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-from flows.views.report.heldout import BASE, HeldOut, with_interval
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from flows.views.evaluation import with_interval
+from flows.views.report.heldout import BASE, HeldOut
 from flows.views.report.source import Source
+from polyepo.findings import Finding, Severity, training_findings
+from polyepo.findings import HeldOut as Pair
 from polyepo.report import RunFacts
+from tasks.runs.run import Run
 
 
-def findings(source: Source, facts: list[RunFacts], held_out: list[HeldOut]) -> list[str]:
-    """What the numbers say, in sentences."""
+def findings(source: Source, runs: Sequence[Run], facts: list[RunFacts], held_out: list[HeldOut]) -> list[Finding]:
+    """What the numbers say, in sentences: what is wrong first."""
+    found = [Finding(Severity.NOTE, text) for text in _results(source, facts, held_out)]
+    for run in runs:
+        rows = source.records("SELECT * FROM updates WHERE run = $run ORDER BY step", run=run.name)
+        label = source.label(run.name)
+        for finding in training_findings(run.config, rows, _held_out(label, held_out)):
+            found.append(replace(finding, what=f"{label}: {finding.what}"))
+    return sorted(found, key=lambda finding: -finding.severity)
+
+
+def _held_out(label: str, held_out: list[HeldOut]) -> Pair | None:
+    policies = held_out[0].policies if held_out else {}
+    if BASE not in policies or label not in policies:
+        return None
+    step, policy = policies[label]
+    return Pair(step, policies[BASE][1].pass_at(1).tolist(), policy.pass_at(1).tolist())
+
+
+def _results(source: Source, facts: list[RunFacts], held_out: list[HeldOut]) -> list[str]:
     found = [_training(fact) for fact in facts if not fact.finished]
     if held_out:
         found += _gains(held_out[0])
-    found += _ratio(source)
-    found += _warnings(source)
-    return found
+    return found + _ratio(source)
 
 
 def _training(fact: RunFacts) -> str:
@@ -22,17 +46,18 @@ def _training(fact: RunFacts) -> str:
 
 
 def _gains(evaluation: HeldOut) -> list[str]:
-    if BASE not in evaluation.policies:
-        return []
-    base = evaluation.policies[BASE][1]
-    last, some = evaluation.num_samples, min(8, evaluation.num_samples)
+    some = min(8, evaluation.num_samples)
     sentences = []
-    for label, (step, policy) in evaluation.policies.items():
-        if step == 0:
+    for label in evaluation.policies:
+        if (both := evaluation.against_base(label)) is None:
+            continue
+        policy, base = both
+        last = min(policy.num_samples, base.num_samples)
+        if not last:
             continue
         gain, low, high = with_interval(policy.pass_at(1) - base.pass_at(1))
         far, far_low, far_high = with_interval(policy.pass_at(last) - base.pass_at(last))
-        strategies = float(policy.strategies(some).mean()), float(base.strategies(some).mean())
+        strategies = with_interval(policy.strategies(some))[0], with_interval(base.strategies(some))[0]
         at_last = (
             f"pass@{last} is below the base model's by {-far:.3f} ({-far_high:.3f} to {-far_low:.3f})"
             if far_high < 0
@@ -40,10 +65,15 @@ def _gains(evaluation: HeldOut) -> list[str]:
             if far_low > 0
             else f"pass@{last} is not distinguishable from the base model's"
         )
+        distinct = (
+            f"; among {some} samples there are {strategies[0]:.1f} distinct successful strategies "
+            f"(base: {strategies[1]:.1f})"
+            if not any(map(math.isnan, strategies))
+            else ""
+        )
         sentences.append(
-            f"{label}: pass@1 is {float(policy.pass_at(1).mean()):.3f}, {gain:+.3f} on the base model "
-            f"({low:+.3f} to {high:+.3f}, paired over {len(evaluation.problem_ids)} problems); {at_last}; among {some} "
-            f"samples there are {strategies[0]:.1f} distinct successful strategies (base: {strategies[1]:.1f})."
+            f"{label}: pass@1 is {with_interval(policy.pass_at(1))[0]:.3f}, {gain:+.3f} on the base model "
+            f"({low:+.3f} to {high:+.3f}, paired over {policy.num_problems} problems); {at_last}{distinct}."
         )
     return sentences
 
@@ -52,7 +82,7 @@ def _ratio(source: Source) -> list[str]:
     """Strategies at the end of training, most against fewest."""
     rows = source.rows(
         "SELECT run, avg(distinct_successful) FROM (SELECT *, max(step) OVER (PARTITION BY run) AS last FROM updates) "
-        "WHERE step > 0.9 * last GROUP BY run ORDER BY 2"
+        "WHERE step > 0.9 * last GROUP BY run HAVING count(distinct_successful) > 0 ORDER BY 2"
     )
     if len(rows) < 2 or not rows[0][1]:
         return []
@@ -62,27 +92,3 @@ def _ratio(source: Source) -> list[str]:
         f"under {source.label(most)} and {least:.1f} under {source.label(fewest)}: {greatest / least:.1f} "
         "times as many."
     ]
-
-
-def _warnings(source: Source) -> list[str]:
-    sentences = []
-    for run, prompts, flipped, unlabelled, truncated, degenerate in source.rows(
-        "SELECT run, sum(prompts), sum(prompts_sign_flipped), sum(prompts_unlabelled), avg(truncated_rate), "
-        "avg(degenerate_rate) FROM updates GROUP BY run ORDER BY run"
-    ):
-        label = source.label(run)
-        if flipped:
-            sentences.append(
-                f"{label}: {flipped:,} of {prompts:,} prompts ({flipped / prompts:.1%}) were sign-flipped: diversity "
-                "outweighed reward, a correct response was pushed down and an incorrect one up."
-            )
-        if unlabelled:
-            sentences.append(
-                f"{label}: the judge could not label {unlabelled:,} of {prompts:,} prompts "
-                f"({unlabelled / prompts:.1%})."
-            )
-        if truncated > 0.05:
-            sentences.append(f"{label}: {truncated:.0%} of responses were cut off at the length limit.")
-        if degenerate > 0.05:
-            sentences.append(f"{label}: {degenerate:.0%} of responses were degenerate.")
-    return sentences

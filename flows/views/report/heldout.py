@@ -2,59 +2,107 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from flows.views.evaluation import Evaluation, Grade, Interval, powers_of_two, with_interval
 from flows.views.report.source import Source, evenly, quote
 from polyepo import metrics
-from polyepo.metrics import bootstrap_interval
-from polyepo.objectives import DEGENERATE
 from polyepo.report import Figure, Policy, Series
 
 BASE = "base"
+
+_Identity = tuple[str, str | None]
+"""What problem it is: its id and a digest of its prompt. Two files may both number theirs from 0."""
 
 
 class HeldOut:
     """A benchmark's evaluations, per policy and problem."""
 
     def __init__(self, source: Source, benchmark: str) -> None:
+        self.source = source
         self.benchmark = benchmark
         self.sql = (
-            "SELECT run, step, problem_id, sample, reward > 0.5 AS correct, parsed_answer, cluster, degenerate\n"
+            "SELECT run, step, problem_id, sample, reward, coalesce(answer_class::VARCHAR, parsed_answer) AS answer,\n"
+            "       cluster, degenerate\n"
             f"FROM evals\nWHERE benchmark = {quote(benchmark)} AND {source.where}\nORDER BY ALL"
         )
-        grades: dict[tuple[str, int], dict[str, list[tuple[Any, ...]]]] = defaultdict(lambda: defaultdict(list))
-        for run, step, problem_id, _, *grade in source.rows(self.sql):
-            grades[run, step][problem_id].append(tuple(grade))
-        # Problems that every evaluation has: differences between policies are then differences on the same problems.
-        self.problem_ids = sorted(set.intersection(*(set(problems) for problems in grades.values())))
-        self.num_samples = min(len(problems[p]) for problems in grades.values() for p in self.problem_ids)
-        self.evaluations = {
-            key: Evaluation([problems[problem_id][: self.num_samples] for problem_id in self.problem_ids])
-            for key, problems in grades.items()
+        self._digests = {
+            (run, problem_id): digest
+            for run, problem_id, digest in source.rows(
+                f"SELECT run, problem_id, md5(prompt) FROM problems WHERE split = {quote(benchmark)} "  # noqa: S608
+                f"AND {source.where}"
+            )
         }
-        self.source = source
-        self.policies = self._policies()
-        self.note = (
-            f"{benchmark}: {len(self.problem_ids)} problems, {self.num_samples} samples each. Below each number: its "
-            "95 % BCa bootstrap interval over problems. maj@k: accuracy of the most frequent of k answers. distinct@k: "
-            "expected number of distinct successful strategies among k samples."
-        )
+        self._grades: dict[tuple[str, int], dict[_Identity, list[Grade]]] = defaultdict(lambda: defaultdict(list))
+        for run, step, problem_id, _, *grade in source.rows(self.sql):
+            self._grades[run, step][self._identity(run, problem_id)].append(Grade(*grade))
+        # Problems that every evaluation has: differences between policies are then differences on the same problems.
+        # Runs on different problems have none, and then each evaluation is of its own.
+        self.common = sorted(set.intersection(*(set(problems) for problems in self._grades.values())), key=str)
+        self.evaluations = {
+            key: self._evaluation(key, self.common or sorted(problems, key=str))
+            for key, problems in self._grades.items()
+        }
+        self._keys = self._policy_keys()
+        self.policies = {label: (key[1], self.evaluations[key]) for label, key in self._keys.items()}
+        self.num_samples = max(1, min(evaluation.num_samples for evaluation in self.evaluations.values()))
+        """Of the evaluation that has fewest."""
+        self.note = " ".join([*self._sizes(), *self._unfinished(), _NOTE])
 
-    def _policies(self) -> dict[str, tuple[int, Evaluation]]:
+    def _identity(self, run: str, problem_id: str) -> _Identity:
+        return problem_id, self._digests.get((run, problem_id))
+
+    def _evaluation(self, key: tuple[str, int], problems: list[_Identity]) -> Evaluation:
+        return Evaluation([self._grades[key][problem] for problem in problems])
+
+    def _policy_keys(self) -> dict[str, tuple[str, int]]:
         """The base models, once each, and then each run's last evaluation."""
-        policies: dict[str, tuple[int, Evaluation]] = {}
+        keys: dict[str, tuple[str, int]] = {}
         for run in self.source.names:
-            base = self.evaluations.get((run, 0))
-            if base and not any(np.array_equal(base.correct_PM, other.correct_PM) for _, other in policies.values()):
-                policies[BASE if not policies else f"{BASE} of {self.source.label(run)}"] = (0, base)
+            base = self._grades.get((run, 0))
+            if base and not any(base == self._grades[key] for key in keys.values()):
+                keys[BASE if not keys else f"{BASE} of {self.source.label(run)}"] = (run, 0)
         for run in self.source.names:
-            if last := max((step for name, step in self.evaluations if name == run and step), default=0):
-                policies[self.source.label(run)] = (last, self.evaluations[run, last])
-        return policies
+            if last := max((step for name, step in self._grades if name == run and step), default=0):
+                keys[self.source.label(run)] = (run, last)
+        return keys
+
+    def against_base(self, label: str) -> tuple[Evaluation, Evaluation] | None:
+        """A policy and the base model that it was trained from, on the problems that both have; None without any."""
+        run, step = self._keys[label]
+        base = (run, 0) if (run, 0) in self._grades else self._keys.get(BASE)
+        if not step or base is None:
+            return None
+        shared = sorted(set(self._grades[run, step]) & set(self._grades[base]), key=str)
+        return (self._evaluation((run, step), shared), self._evaluation(base, shared)) if shared else None
+
+    def _sizes(self) -> list[str]:
+        sizes = sorted({(e.num_problems, e.num_samples) for e in self.evaluations.values()})
+        if len(sizes) == 1:
+            return [f"{self.benchmark}: {sizes[0][0]} problems, {sizes[0][1]} samples each."]
+        if self.common:
+            return [f"{self.benchmark}: {len(self.common)} problems, up to {sizes[-1][1]} samples each."]
+        return [f"{self.benchmark}: the runs have no problem in common, so each number is of the run's own problems."]
+
+    def _unfinished(self) -> list[str]:
+        rows = self.source.rows(
+            "SELECT run, step, problems, of_problems, fewest_samples, of_samples, complete, ungraded\n"
+            f"FROM evaluation_progress()\nWHERE benchmark = {quote(self.benchmark)} AND {self.source.where}"
+        )
+        said = []
+        for run, step, problems, of_problems, samples, of_samples, complete, ungraded in rows:
+            where = f"{self.source.label(run)}, step {step}"
+            if complete is False:
+                said.append(f"{where} is not finished: {problems} of {of_problems} problems, "
+                            f"{samples} of {of_samples} samples each.")  # fmt: skip
+            if ungraded:
+                said.append(f"{where}: {ungraded} samples could not be graded and are left out.")
+        return said
 
     def table(self) -> list[Policy]:
         """One row per policy."""
@@ -67,13 +115,12 @@ class HeldOut:
             f"distinct@{last}": lambda e: e.strategies(last),
         }
         return [
-            Policy(label, step, {name: with_interval(values(evaluation)) for name, values in wanted.items()})
+            Policy(label, step, {name: _known(with_interval(values(evaluation))) for name, values in wanted.items()})
             for label, (step, evaluation) in self.policies.items()
         ]
 
     def figures(self) -> list[Figure]:
         """pass@k, maj@k, vote share, strategies and branching of each policy; and how they went over steps."""
-        ks = powers_of_two(self.num_samples)
         measures: list[tuple[str, str, str, Callable[[Evaluation, int], Any], str, bool]] = [
             ("pass", "pass@k", "Chance that one of k samples is correct.", Evaluation.pass_at, "pass@k", True),
             (
@@ -112,6 +159,7 @@ class HeldOut:
                 {
                     label: (ks, [with_interval(measure(evaluation, k)) for k in ks])
                     for label, (_, evaluation) in self.policies.items()
+                    for ks in (powers_of_two(evaluation.num_samples),)
                 },
                 log_x=True,
             )
@@ -150,13 +198,11 @@ class HeldOut:
             "SELECT run, step, problem_id, response_token_ids\n"
             f"FROM evals\nWHERE benchmark = {quote(self.benchmark)} AND {self.source.where}\nORDER BY ALL"
         )
-        wanted = {}
-        for label, (step, evaluation) in self.policies.items():
-            run = next(key[0] for key, value in self.evaluations.items() if value is evaluation)
-            wanted[run, step] = label
+        wanted = {key: label for label, key in self._keys.items()}
         tokens: dict[str, dict[str, list[list[int]]]] = defaultdict(lambda: defaultdict(list))
         for run, step, problem_id, token_ids in self.source.rows(sql):
-            if (run, step) in wanted and problem_id in self.problem_ids:
+            shown = not self.common or self._identity(run, problem_id) in self.common
+            if (run, step) in wanted and shown:
                 tokens[wanted[run, step]][problem_id].append(token_ids)
         lines = {}
         for label, problems in tokens.items():
@@ -209,47 +255,12 @@ class HeldOut:
         )
 
 
-class Evaluation:
-    """A policy's graded samples of a benchmark.
-
-    Args:
-        grades: for each problem M tuples (correct, answer, cluster, degenerate).
-    """
-
-    def __init__(self, grades: Sequence[Sequence[tuple[Any, ...]]]) -> None:
-        self.correct_PM = np.array([[bool(correct) for correct, *_ in row] for row in grades])
-        self.answers = [[answer for _, answer, *_ in row] for row in grades]
-        self.clusters_PM = np.array(
-            [
-                [DEGENERATE if degenerate or cluster is None else cluster for *_, cluster, degenerate in row]
-                for row in grades
-            ]
-        )
-        self._majority: dict[int, tuple[Any, Any]] = {}
-
-    def pass_at(self, k: int) -> Any:
-        """pass@k of each problem, (P,)."""
-        return metrics.pass_at_k(self.correct_PM.shape[1], self.correct_PM.sum(1), k)
-
-    def strategies(self, k: int) -> Any:
-        """Expected distinct successful strategies among k samples of each problem, (P,)."""
-        return metrics.div_at_k(self.correct_PM.astype(float), self.clusters_PM, k)
-
-    def majority(self, k: int) -> tuple[Any, Any]:
-        """maj@k and the winner's share of the votes, for each problem, (P,) each."""
-        if k not in self._majority:
-            rows = zip(self.answers, self.correct_PM.tolist(), strict=True)
-            both = np.array([metrics.maj_at_k(answers, correct, k, num_draws=200) for answers, correct in rows])
-            self._majority[k] = (both[:, 0], both[:, 1])
-        return self._majority[k]
+_NOTE = (
+    "Below each number: its 95 % BCa bootstrap interval over problems, of those with at least k samples that could be "
+    "graded (and labelled, for strategies). maj@k: accuracy of the most frequent of k answers. distinct@k: expected "
+    "number of distinct successful strategies among k samples."
+)
 
 
-def powers_of_two(limit: int) -> list[int]:
-    """1, 2, 4, ... and the limit itself."""
-    return sorted({2**i for i in range(limit.bit_length())} | {limit})
-
-
-def with_interval(values_P: Any) -> tuple[float, float, float]:
-    """Mean over problems with its 95 % bootstrap interval."""
-    low, high = bootstrap_interval(values_P)
-    return float(np.mean(values_P)), float(low), float(high)
+def _known(interval: Interval) -> Interval | None:
+    return None if math.isnan(interval[0]) else interval

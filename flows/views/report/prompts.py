@@ -11,10 +11,10 @@ import pyarrow as pa
 
 from flows.views.report.source import Source, evenly, quote
 from polyepo.objectives import DEGENERATE
-from polyepo.report import Prompt, Response
+from polyepo.report import ProblemKey, Prompt, Response
 from polyepo.report.choose import Candidate, fit
 from polyepo.report.data import TRAIN
-from tasks.runs.models import load_tokenizer
+from tasks.runs.models import load_tokenizer, warm_start_digest
 from tasks.runs.run import Run
 
 PAGE_BYTES = 8_000_000
@@ -40,7 +40,7 @@ def read_prompts(source: Source) -> tuple[list[Prompt], str, dict[str, str]]:
 )
 SELECT run, benchmark, step, problem_id, count(*) AS responses, sum(characters)::BIGINT AS characters,
        count(DISTINCT cluster) FILTER (reward > 0.5 AND NOT degenerate) AS successful,
-       bool_or(reward > 0.5) AS solved, count(*) FILTER (degenerate) AS degenerate,
+       coalesce(bool_or(reward > 0.5), false) AS solved, count(*) FILTER (degenerate) AS degenerate,
        coalesce(min(advantage) FILTER (reward > 0.5) < 0 AND max(advantage) FILTER (reward <= 0.5) > 0, false)
            AS sign_flipped,
        benchmark = 'train' AND (run, step, problem_id) IN (FROM differing) AS disagree
@@ -83,10 +83,11 @@ def _read_chosen(source: Source, chosen: Sequence[Candidate]) -> list[Prompt]:
         macro,
         micro,
         status,
+        ungraded,
     ) in source.rows(
         f"""SELECT w.run, w.benchmark, w.step, w.problem_id, sample, response, response_token_ids,
                    finish_reason = 'length', reward, parsed_answer, s.cluster, s.degenerate, advantage,
-                   macro_strategy, micro_strategy, status
+                   macro_strategy, micro_strategy, status, ungraded
             FROM wanted w
             JOIN (FROM scores SEMI JOIN runs USING (run, judge, scoring)) s USING (run, step, problem_id)
             JOIN (FROM labels SEMI JOIN runs USING (run, judge)) l USING (run, step, problem_id, sample)
@@ -95,12 +96,25 @@ def _read_chosen(source: Source, chosen: Sequence[Candidate]) -> list[Prompt]:
             UNION ALL
             SELECT w.run, w.benchmark, w.step, w.problem_id, sample, response, response_token_ids,
                    finish_reason = 'length', reward, parsed_answer, cluster, degenerate, NULL,
-                   macro_strategy, micro_strategy, 'ok'
+                   macro_strategy, micro_strategy, status, ungraded
             FROM wanted w JOIN evals USING (run, benchmark, step, problem_id)
             ORDER BY ALL"""  # noqa: S608 - names are quoted
     ):
         responses[tuple(key)].append(
-            Response(text, token_ids, truncated, reward, answer, cluster, degenerate, advantage, macro, micro, status)
+            Response(
+                text,
+                token_ids,
+                truncated,
+                reward,
+                answer,
+                cluster,
+                degenerate,
+                advantage,
+                macro,
+                micro,
+                status,
+                ungraded,
+            )
         )
     others: dict[tuple[Any, ...], dict[str, list[int | None]]] = defaultdict(lambda: defaultdict(list))
     for run, step, problem_id, judge, _, cluster, degenerate in source.rows(
@@ -112,7 +126,9 @@ def _read_chosen(source: Source, chosen: Sequence[Candidate]) -> list[Prompt]:
     replies = {
         (run, TRAIN, step, problem_id): reply
         for run, step, problem_id, reply in source.rows(
-            """SELECT run, step, problem_id, arg_max(raw_reply, attempt) FROM judge_calls
+            """SELECT run, step, problem_id, coalesce(
+                   arg_max(raw_reply, attempt) FILTER (error IS NULL), arg_max(raw_reply, attempt)
+               ) FROM judge_calls
                SEMI JOIN runs USING (run, judge) SEMI JOIN wanted USING (run, step, problem_id)
                WHERE raw_reply IS NOT NULL GROUP BY ALL"""
         )
@@ -149,12 +165,17 @@ GROUP BY ALL ORDER BY ALL"""  # noqa: S608 - names are quoted
     return dict(histories), sql, " The strategies' histories are drawn from evenly spaced steps."
 
 
-def read_problems(source: Source, shown: set[str]) -> dict[str, str]:
+def read_problems(source: Source, shown: set[str]) -> dict[ProblemKey, str]:
+    """Texts of the problems with these ids: a run's, a benchmark's and another run's may have one id."""
     rows = source.rows(
-        f"SELECT problem_id, any_value(prompt), any_value(prompt_is_chat) FROM problems WHERE {source.where} "  # noqa: S608
-        "GROUP BY problem_id ORDER BY problem_id"
+        f"SELECT run, split, problem_id, prompt, prompt_is_chat FROM problems WHERE {source.where} ORDER BY ALL"  # noqa: S608
     )
-    return {problem_id: _prompt_text(prompt, is_chat) for problem_id, prompt, is_chat in rows if problem_id in shown}
+    places = {name: place for place, name in enumerate(source.names)}
+    return {
+        ProblemKey(places[run], split, problem_id): _prompt_text(prompt, is_chat)
+        for run, split, problem_id, prompt, is_chat in rows
+        if problem_id in shown
+    }
 
 
 def _prompt_text(prompt: str, is_chat: bool) -> str:
@@ -163,7 +184,20 @@ def _prompt_text(prompt: str, is_chat: bool) -> str:
     return "\n\n".join(f"{message.get('role')}: {message.get('content')}" for message in json.loads(prompt))
 
 
-def decoder(run: Run) -> Callable[[list[int]], str] | None:
+def decoders(runs: Sequence[Run]) -> list[Callable[[list[int]], str] | None]:
+    """Each run's own: arms may differ in their model. Those of one base model are loaded once."""
+    of_model: dict[str, Callable[[list[int]], str] | None] = {}
+    for run in runs:
+        if (model := _model(run)) not in of_model:
+            of_model[model] = _decoder(run)
+    return [of_model[_model(run)] for run in runs]
+
+
+def _model(run: Run) -> str:
+    return run.config.policy.model or warm_start_digest(run.config)
+
+
+def _decoder(run: Run) -> Callable[[list[int]], str] | None:
     try:
         tokenizer = load_tokenizer(run)
     except (OSError, ValueError):  # a model of the hub that is not on this machine: the text itself must do

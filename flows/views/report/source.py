@@ -41,6 +41,12 @@ class Source:
         """What a query returns."""
         return self.connection.execute(sql).fetchall()
 
+    def records(self, sql: str, **values: Any) -> list[dict[str, Any]]:
+        """What a query with parameters returns, by column."""
+        found = self.connection.execute(sql, values)
+        columns = [column[0] for column in found.description or ()]
+        return [dict(zip(columns, row, strict=True)) for row in found.fetchall()]
+
     def judge_pairs(self) -> list[tuple[str, str]]:
         """A run's own judge and another that labelled it too."""
         both = "labels l JOIN runs r USING (run)"

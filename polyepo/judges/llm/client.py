@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import math
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import httpx2 as httpx
 import openai
 
 from polyepo.judges.base import Call, CallLog
 from polyepo.judges.llm.limits import Budget, JudgeError, RateLimit
-from polyepo.judges.llm.prompt import estimated_tokens, visible
-
-if TYPE_CHECKING:
-    from polyepo.judges.llm.judge import LLMJudge
+from polyepo.judges.llm.prompt import visible
+from polyepo.judges.llm.questions import REFUSALS, Answer, CallFailed, Question, answer_of, is_too_long, unreadable
+from polyepo.judges.llm.reply import reply_schema
+from polyepo.judges.llm.settings import LLMSettings
 
 _RETRYABLE = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
 _FATAL = {
@@ -35,30 +34,16 @@ _MAX_BACKOFF_S = 60.0
 # Ways to ask for JSON, the strictest first; the instructions describe the format in words in any case.
 _FORMATS = ("json_schema", "json_object", "text")
 _NO_SCHEMA = ("response_format", "json_schema", "json_object", "schema", "guided", "grammar", "structured output")
-_OVERFLOW = ("context_length_exceeded", "context length", "maximum context", "max_model_len", "too many tokens")
+# With these answers no model has run: 503 and 529 mean that the server was too busy to begin.
+_UNPAID = frozenset({*range(300, 500), 503, 529} - {408})
 
 _log = logging.getLogger(__name__)
-
-
-class CallFailed(Exception):
-    """A request got no usable answer; `status` is the labels' status: http_failed, overflow or refused."""
-
-    def __init__(self, status: str, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-
-
-class Answer(NamedTuple):
-    """What the model said, and whether it ran into its token limit."""
-
-    text: str
-    cut_short: bool
 
 
 class Client:
     """One server as one judge uses it: its connections, its limits and what it turned out not to support."""
 
-    def __init__(self, judge: LLMJudge) -> None:
+    def __init__(self, judge: LLMSettings) -> None:
         self._judge = judge
         self._slots = asyncio.Semaphore(judge.concurrency)
         self._requests = RateLimit(judge.requests_per_minute)
@@ -77,61 +62,53 @@ class Client:
             ),
         )
 
-    async def ask(
-        self,
-        problem_id: str,
-        messages: list[dict[str, str]],
-        schema: dict[str, Any],
-        max_tokens: int,
-        log: CallLog,
-    ) -> Answer:
-        """The model's answer to a request: from the log if it was answered before, else from the server.
+    async def ask(self, problem_id: str, question: Question, log: CallLog) -> Answer:
+        """The model's answer to a question, asked now. Every attempt is recorded.
 
         Raises:
             CallFailed: the server gave none in time, or refused this request.
             JudgeError: the server will give none to any request, or the budget is used up.
         """
-        digest = request_sha256(self._judge, messages, schema, max_tokens)
-        known = log.answered(digest)
-        if known is None:
-            known = await self._ask_server(problem_id, digest, messages, schema, max_tokens, log)
-        if known.finish_reason in ("refusal", "content_filter"):
-            raise CallFailed("refused", f"the model refused ({known.finish_reason})")
-        return Answer(known.raw_reply or "", known.finish_reason == "length")
+        call = await self._ask_server(problem_id, question, log)
+        if call.finish_reason in REFUSALS:
+            raise CallFailed("refused", str(call.error))
+        return answer_of(call, question.ids)
 
-    async def _ask_server(
-        self,
-        problem_id: str,
-        digest: str,
-        messages: list[dict[str, str]],
-        schema: dict[str, Any],
-        max_tokens: int,
-        log: CallLog,
-    ) -> Call:
-        judge = self._judge
+    async def _ask_server(self, problem_id: str, question: Question, log: CallLog) -> Call:
+        judge, messages, digest = self._judge, question.messages, question.sha256(self._judge)
         deadline = time.monotonic() + judge.deadline_s
         # Bytes bound the tokens of any byte-level tokenizer: the highest price is really the highest.
-        highest = judge.price(sum(len(m["content"].encode()) + 16 for m in messages), max_tokens)
+        size = sum(len(m["content"].encode()) + 16 for m in messages) + len(json.dumps(reply_schema(question.ids)))
+        highest = judge.price(size, question.max_tokens)
         attempt = retries = 0
         async with self._slots:
             while True:
-                await self._admit(estimated_tokens(messages), deadline)
-                sent, error, answer = self._format, None, None
+                await self._admit(judge.count_tokens(messages), deadline)
+                sent, answer = self._format, None
+                error: BaseException | None = None
                 async with self._budget.reserve(highest, log.spent):
                     started = time.perf_counter()
                     try:
-                        body = self._body(messages, schema, max_tokens)
+                        body = self._body(question)
                         # timeout_s is for the whole exchange: a server that drips a byte now and then is too slow.
                         async with asyncio.timeout(min(judge.timeout_s, max(0.001, deadline - time.monotonic()))):
                             answer = await self._openai.chat.completions.create(**body)
                     except (openai.OpenAIError, httpx.HTTPError, TimeoutError, ValueError) as raised:
                         error = raised
-                    call = self._call(problem_id, attempt, digest, answer, error, time.perf_counter() - started)
+                    except asyncio.CancelledError as raised:  # it was sent, and may have to be paid for
+                        error = raised
+                    attempted = _Attempt(problem_id, attempt, digest, time.perf_counter() - started, highest)
+                    call = self._call(attempted, question.ids, answer, error)
                     log.record(call)
+                if isinstance(error, asyncio.CancelledError):
+                    raise error
                 attempt += 1
-                if call.error is None:
+                if call.raw_reply is not None:
                     self._tokens.reserve(call.completion_tokens or 0)
                     return call
+                assert call.error is not None
+                if is_too_long(call.error):
+                    raise CallFailed("overflow", call.error)
                 if self._learn(error, call.error, sent):
                     continue
                 wait = self._wait_before_retry(error, call.error, retries)
@@ -149,12 +126,12 @@ class Client:
             raise CallFailed("http_failed", "the rate limits leave no room before judge.deadline_s is over")
         await asyncio.sleep(wait)
 
-    def _body(self, messages: list[dict[str, str]], schema: dict[str, Any], max_tokens: int) -> dict[str, Any]:
-        json_schema = {"name": "clusters", "strict": True, "schema": schema}
+    def _body(self, question: Question) -> dict[str, Any]:
+        json_schema = {"name": "clusters", "strict": True, "schema": reply_schema(question.ids)}
         body: dict[str, Any] = {
             "model": self._judge.model,
-            "messages": messages,
-            self._length_field: max_tokens,
+            "messages": question.messages,
+            self._length_field: question.max_tokens,
         }
         if _FORMATS[self._format] == "json_schema":
             body["response_format"] = {"type": "json_schema", "json_schema": json_schema}
@@ -166,36 +143,38 @@ class Client:
             body["extra_body"] = self._judge.extra_body
         return body
 
-    def _call(
-        self, problem_id: str, attempt: int, digest: str, answer: Any, error: Exception | None, latency_s: float
-    ) -> Call:
+    def _call(self, attempt: _Attempt, ids: Sequence[str], answer: Any, error: BaseException | None) -> Call:
+        """The row of an attempt. Its `error` says why it gave no labels."""
         reply = finish = usage = None
         if error is None:
             try:
-                choice = answer.choices[0]
-                refusal = getattr(choice.message, "refusal", None)
-                reply, finish = refusal or choice.message.content or "", "refusal" if refusal else choice.finish_reason
-                if not isinstance(reply, str) or not isinstance(finish, str | None):
-                    raise TypeError
+                reply, finish = _said(answer.choices[0])
                 usage = _usage(answer)
             except (AttributeError, IndexError, TypeError):
                 reply, finish, error = None, None, ValueError("the server's answer is no chat completion")
+        reply = None if reply is None else self._redact(reply)
+        reason = None if error is None else _describe(error)
+        if reply is not None and finish in REFUSALS:
+            reason = f"the model refused ({finish})"
+        elif reply is not None:
+            reason = unreadable(reply, ids)
+        prices = self._judge.has_prices
         tokens_in, tokens_out = usage or (None, None)
-        cost = self._judge.price(tokens_in or 0, tokens_out or 0) if usage and self._judge.has_prices else None
         return Call(
-            problem_id=problem_id,
-            attempt=attempt,
-            request_sha256=digest,
-            raw_reply=None if reply is None else self._redact(reply),
+            problem_id=attempt.problem_id,
+            attempt=attempt.number,
+            request_sha256=attempt.request_sha256,
+            raw_reply=reply,
             finish_reason=finish,
             prompt_tokens=tokens_in,
             completion_tokens=tokens_out,
-            latency_s=latency_s,
-            cost=cost,
-            error=None if error is None else self._redact(_describe(error)),
+            latency_s=attempt.latency_s,
+            cost=self._judge.price(*usage) if usage and prices else None,
+            error=None if reason is None else self._redact(reason),
+            cost_bound=attempt.highest_cost if prices and usage is None and _may_be_paid(error) else None,
         )
 
-    def _learn(self, error: Exception | None, reason: str, sent: int) -> bool:
+    def _learn(self, error: BaseException | None, reason: str, sent: int) -> bool:
         """Whether the server refused a part of the request that it can do without; says so, once."""
         if not isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
             return False
@@ -216,12 +195,10 @@ class Client:
             )
         return sent < self._format  # others may have been on their way when the first one learnt it
 
-    def _wait_before_retry(self, error: Exception | None, reason: str, retries: int) -> float:
+    def _wait_before_retry(self, error: BaseException | None, reason: str, retries: int) -> float:
         """Seconds to wait. Raises CallFailed if another attempt is pointless, JudgeError if any other request is."""
         if isinstance(error, openai.APIStatusError):
             status, text = error.status_code, reason.lower()
-            if any(sign in text for sign in _OVERFLOW) and status in (400, 413, 422):
-                raise CallFailed("overflow", reason)
             if "content_filter" in text or "content_policy" in text:
                 raise CallFailed("refused", reason)
             if status in _FATAL:
@@ -244,10 +221,14 @@ class Client:
         return visible(text.replace(key, "[API key]") if len(key) >= 8 else text)
 
 
-def request_sha256(judge: LLMJudge, messages: list[dict[str, str]], schema: dict[str, Any], max_tokens: int) -> str:
-    """What identifies a request: all that the model's answer depends on, however the server is told of it."""
-    content = [judge.model, messages, schema, max_tokens, judge.temperature, judge.extra_body]
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+class _Attempt(NamedTuple):
+    """What is known of an attempt whatever came of it."""
+
+    problem_id: str
+    number: int
+    request_sha256: str
+    latency_s: float
+    highest_cost: float
 
 
 class _BoundedTransport(httpx.AsyncBaseTransport):
@@ -287,13 +268,52 @@ class _BoundedStream(httpx.AsyncByteStream):
         await self._inner.aclose()
 
 
+def _said(choice: Any) -> tuple[str, str | None]:
+    """The text of a choice and why it ended. Raises AttributeError or TypeError if it is none."""
+    message, finish = choice.message, choice.finish_reason
+    if refusal := getattr(message, "refusal", None):
+        return _text(refusal), "refusal"
+    text = _text(message.content)
+    if not text.strip() and finish == "stop":
+        # A server that tells thoughts from answers may take all for thoughts. If the model came to its end, the answer
+        # is there; if it ran out of tokens it was still thinking.
+        thoughts = (getattr(message, name, None) for name in ("reasoning_content", "reasoning"))
+        text = next((thought for thought in thoughts if isinstance(thought, str) and thought.strip()), text)
+    if not isinstance(finish, str | None):
+        raise TypeError
+    return text, finish
+
+
+def _text(content: Any) -> str:
+    """Content as text: a string, or a list of parts, of which thoughts, images and the like are none."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise TypeError
+    parts = [{"text": part} if isinstance(part, str) else part for part in content]
+    shown = [part["text"] for part in parts if part.get("type", "text") in ("text", "output_text") and "text" in part]
+    return "".join(shown)
+
+
 def _usage(answer: Any) -> tuple[int, int] | None:
     usage = answer.usage
     numbers = (usage.prompt_tokens, usage.completion_tokens) if usage is not None else ()
     return numbers if numbers and all(type(n) is int and 0 <= n < 2**40 for n in numbers) else None
 
 
-def _describe(error: Exception) -> str:
+def _may_be_paid(error: BaseException | None) -> bool:
+    """Whether a call without a count of its tokens may have to be paid for: unless it is sure that no model ran."""
+    if isinstance(error, openai.APIStatusError):
+        return error.status_code not in _UNPAID
+    cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
+    return not isinstance(cause, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, asyncio.CancelledError):
+        return "not waited for: the judge was stopped"
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return "no answer in time (judge.timeout_s)"
     if isinstance(error, openai.APIStatusError):

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from polyepo.judges.base import CallLog, Estimate, Group, Label
-from polyepo.judges.llm.client import Answer, CallFailed, Client, request_sha256
+from polyepo.judges.llm.client import Client
 from polyepo.judges.llm.consensus import as_matrix, consensus, pair_agreement
-from polyepo.judges.llm.judge import LLMJudge
 from polyepo.judges.llm.limits import Breaker
-from polyepo.judges.llm.prompt import Request, estimated_tokens, neutralise, render, repair_messages, shorten
-from polyepo.judges.llm.reply import Assignment, ReplyError, parse_reply, reply_schema
+from polyepo.judges.llm.prompt import Request, neutralise, render, repair_messages, shorten
+from polyepo.judges.llm.questions import Answer, CallFailed, Question, recall
+from polyepo.judges.llm.reply import Assignment, Reply
+from polyepo.judges.llm.settings import LLMSettings
 from polyepo.seeds import derive_seed
 
 _TAG_TOKENS = 40  # of a response's delimiters and id, in the request
 _REPLY_TOKENS = (40, 70)  # of a reply in all, and per response: for estimates alone
 _RETRY_SEED = 1000  # added to the vote's number when a prompt is asked about again
+_SHRINK = 1.25  # a request that was refused as too long is taken to be so much longer than there is room for, at least
 
 
 class _Vote(NamedTuple):
@@ -28,10 +30,12 @@ class _Vote(NamedTuple):
 
     assignments: dict[str, Assignment]
     repaired: bool
+    prompt_tokens: int | None = None
+    """Of the request, as the server counted them."""
 
 
 async def label_groups(
-    judge: LLMJudge, client: Client, domain: str, groups: Sequence[Group], log: CallLog
+    judge: LLMSettings, client: Client, domain: str, groups: Sequence[Group], log: CallLog
 ) -> list[list[Label]]:
     """One label per response of each group. Raises JudgeError if the judge cannot go on."""
     labels: list[list[Label]] = [[] for _ in groups]
@@ -58,27 +62,26 @@ async def label_groups(
     return labels
 
 
-def estimate_groups(judge: LLMJudge, domain: str, groups: Sequence[Group], log: CallLog) -> Estimate:
+def estimate_groups(judge: LLMSettings, domain: str, groups: Sequence[Group], log: CallLog) -> Estimate:
     """What labelling would take if no call fails; what the log answers is free."""
     calls = tokens_in = tokens_out = 0
     for group in groups:
         texts = list(dict.fromkeys(group.responses))
         for vote in range(judge.votes):
             request = _render(judge, domain, group, texts, derive_seed(judge.seed, vote))
-            schema = reply_schema(list(request.id_of.values()))
-            if log.answered(request_sha256(judge, request.messages, schema, judge.max_tokens)) is not None:
+            if isinstance(_recalled(judge, request, log), tuple):
                 continue
-            tokens, room = estimated_tokens(request.messages), judge.context_tokens - judge.max_tokens
+            tokens, room = judge.count_tokens(request.messages), judge.context_tokens - judge.max_tokens
             if tokens > room and judge.overflow == "refuse":
                 continue
             parts = math.ceil(tokens / room)
             calls += parts
-            tokens_in += tokens + (parts - 1) * estimated_tokens(request.messages[:1])
+            tokens_in += tokens + (parts - 1) * judge.count_tokens(request.messages[:1])
             tokens_out += parts * _REPLY_TOKENS[0] + len(texts) * _REPLY_TOKENS[1]
     return Estimate(calls, tokens_in, tokens_out, judge.price(tokens_in, tokens_out))
 
 
-def shown_texts(judge: LLMJudge, domain: str, group: Group) -> list[str]:
+def shown_texts(judge: LLMSettings, domain: str, group: Group) -> list[str]:
     """The distinct texts of a group, in the order of the first vote's request."""
     texts = list(dict.fromkeys(group.responses))
     return list(_render(judge, domain, group, texts, derive_seed(judge.seed, 0)).id_of)
@@ -87,7 +90,7 @@ def shown_texts(judge: LLMJudge, domain: str, group: Group) -> list[str]:
 class _Asker:
     """Asks a judge model about one group."""
 
-    def __init__(self, judge: LLMJudge, client: Client, domain: str, group: Group, log: CallLog) -> None:
+    def __init__(self, judge: LLMSettings, client: Client, domain: str, group: Group, log: CallLog) -> None:
         self._judge = judge
         self._client = client
         self._domain = domain
@@ -117,73 +120,105 @@ class _Asker:
     async def _vote(self, seed: int) -> _Vote | CallFailed:
         # Equal texts are shown once: they share a cluster, and the request is the same whenever their set is.
         texts = list(dict.fromkeys(self._group.responses))
+        room = self._judge.context_tokens - self._judge.max_tokens
+        tokens = self._judge.count_tokens(self._request(texts, seed).messages)
+        splits = self._judge.overflow == "split" and len(texts) > 1
         try:
-            if estimated_tokens(self._request(texts, seed).messages) + self._judge.max_tokens <= (
-                self._judge.context_tokens
-            ):
-                return await self._ask(texts, seed)
-            if self._judge.overflow == "refuse":
+            if tokens > room and not splits:
                 raise CallFailed("overflow", "the group is longer than judge.context_tokens")
-            return await self._ask_in_parts(texts, seed)
+            if tokens <= room:
+                try:
+                    return await self._ask(texts, seed, splits)
+                except CallFailed as failed:
+                    if failed.status != "overflow" or not splits:
+                        raise
+                    return await self._ask_in_parts(texts, seed, _SHRINK * room / tokens)
+            return await self._ask_in_parts(texts, seed, 1.0)
         except CallFailed as failed:
             return failed
 
-    async def _ask(self, texts: Sequence[str], seed: int) -> _Vote:
-        """One clustering of distinct texts that fit into a request. Raises CallFailed."""
+    async def _ask(self, texts: Sequence[str], seed: int, splits: bool) -> _Vote:
+        """One clustering of distinct texts by one request, from the log if it gave labels before. Raises CallFailed.
+
+        What gave none is asked again, unless it was too long and `splits`: then it is not sent only to be refused.
+        """
         request = self._request(texts, seed)
-        ids = list(request.id_of.values())
-        answer = await self._send(request.messages, ids, self._judge.max_tokens)
-        try:
-            reply, repaired = parse_reply(answer.text, ids)
-        except ReplyError as error:
-            reply, repaired = await self._ask_again(request, ids, answer, error), True
-        return _Vote({text: reply[request.id_of[text]] for text in texts}, repaired)
+        found = _recalled(self._judge, request, self._log)
+        if found is None or (isinstance(found, CallFailed) and not splits):
+            found = await self._asked(request)
+        if isinstance(found, CallFailed):
+            raise found
+        (reply, repaired), tokens = found
+        return _Vote({text: reply[request.id_of[text]] for text in texts}, repaired, tokens)
 
-    async def _ask_again(
-        self, request: Request, ids: list[str], answer: Answer, error: ReplyError
-    ) -> dict[str, Assignment]:
-        """The assignments of a second reply: with more room if that was missing, then with the error shown."""
-        room = self._judge.context_tokens - estimated_tokens(request.messages)
-        max_tokens = min(2 * self._judge.max_tokens, room)
-        if answer.cut_short and max_tokens > self._judge.max_tokens:
-            answer = await self._send(request.messages, ids, max_tokens)
-            try:
-                return parse_reply(answer.text, ids).assignments
-            except ReplyError as second:
-                error = second
-        try:
-            answer = await self._send(repair_messages(request, answer.text, str(error)), ids, self._judge.max_tokens)
-            return parse_reply(answer.text, ids).assignments
-        except ReplyError as last:
-            raise CallFailed("parse_failed", str(last)) from None
-        except CallFailed as failed:
-            if failed.status != "overflow":
-                raise
-            raise CallFailed("parse_failed", str(error)) from None
+    async def _ask_in_parts(self, texts: Sequence[str], seed: int, scale: float) -> _Vote:
+        """One clustering of more texts than a request holds: each part is compared with anchors of the clusters so far,
+        with some at a time if need be, and what belongs to none of them makes new clusters.
 
-    async def _ask_in_parts(self, texts: Sequence[str], seed: int) -> _Vote:
-        """One clustering of more texts than a request holds: each part is shown with anchors from those before."""
+        What decides the parts: the texts, the settings, and what the server said to this vote's own requests, in their
+        order: how many tokens it counted, and which request it refused. All of that is kept with the calls, so that
+        the same parts come out when they are replayed; what other prompts met with, in whatever order, is left aside.
+
+        Args:
+            texts: distinct texts.
+            seed: the vote's.
+            scale: the server's tokens per token of our own count, as far as it is known; at least 1.
+        """
         order = np.random.default_rng(derive_seed(seed, "parts", *sorted(texts))).permutation(len(texts))
         waiting = [sorted(texts)[i] for i in order]
-        fixed = estimated_tokens(self._request([], seed).messages) + self._judge.max_tokens
-        room = self._judge.context_tokens - fixed
+        space = self._judge.context_tokens - self._judge.max_tokens
+        fixed = self._judge.count_tokens(self._request([], seed).messages)
         merged: dict[str, Assignment] = {}
+        part: list[str] = []
+        unseen: list[str] = []  # anchors that this part has not been compared with
         repaired = False
-        while waiting:
-            anchors = _fill(_anchors(merged), room // 2, self._size)
-            part = _fill(waiting, room - sum(map(self._size, anchors)), self._size)
+        while waiting or part:
+            room = int(space / scale) - fixed
+            unseen = unseen if part else _anchors(merged)
+            anchors = _fill(unseen, room // 2, self._size)
+            if scale > 1 or part:  # our count is off: the least that makes sense is for the server to refuse
+                anchors = anchors or unseen[:1]
             if not part:
+                part = _fill(waiting, room - sum(map(self._size, anchors)), self._size)
+                if scale > 1:
+                    part = part or waiting[:1]
+                waiting = waiting[len(part) :]
+            if not part or (unseen and not anchors):
                 raise CallFailed("overflow", "a response is longer than judge.context_tokens leaves room for")
-            found = await self._ask([*anchors, *part], seed)
+            splits = len(part) > 1 or len(anchors) > 1
+            counted = self._judge.count_tokens(self._request([*anchors, *part], seed).messages)
+            try:
+                found = await self._ask([*anchors, *part], seed, splits)
+            except CallFailed as failed:
+                if failed.status != "overflow" or not splits:
+                    raise
+                scale = _SHRINK * max(scale, space / counted)
+                waiting, part = [*part, *waiting], []
+                continue
+            scale = max(scale, (found.prompt_tokens or 0) / counted)
             repaired |= found.repaired
-            _merge(merged, anchors, part, found.assignments)
-            waiting = waiting[len(part) :]
+            unseen = unseen[len(anchors) :]
+            settled = _joined(anchors, part, found.assignments) if unseen else part
+            _merge(merged, anchors, settled, found.assignments)
+            part = [text for text in part if text not in merged]
         return _Vote(merged, repaired)
 
-    async def _send(self, messages: list[dict[str, str]], ids: list[str], max_tokens: int) -> Answer:
-        return await self._client.ask(
-            self._group.problem.problem_id, messages, reply_schema(ids), max_tokens, self._log
-        )
+    async def _asked(self, request: Request) -> tuple[Reply, int | None]:
+        """Labels from the server, and the tokens of the first request. Raises CallFailed."""
+        talk = _conversation(self._judge, request)
+        question = next(talk)
+        tokens = None
+        while True:
+            came: Answer | CallFailed
+            try:
+                came = await self._client.ask(self._group.problem.problem_id, question, self._log)
+                tokens = tokens or came.prompt_tokens
+            except CallFailed as failed:
+                came = failed
+            try:
+                question = _go_on(talk, came)
+            except StopIteration as end:
+                return end.value, tokens
 
     def _request(self, texts: Sequence[str], seed: int) -> Request:
         return _render(self._judge, self._domain, self._group, texts, seed)
@@ -191,11 +226,65 @@ class _Asker:
     def _size(self, text: str) -> int:
         shown, _ = shorten(neutralise(text), self._judge.max_response_tokens)
         # The id stands in the instructions as well.
-        return estimated_tokens([{"role": "user", "content": shown}]) + _TAG_TOKENS
+        return self._judge.count_tokens([{"role": "user", "content": shown}]) + _TAG_TOKENS
 
 
-def _render(judge: LLMJudge, domain: str, group: Group, texts: Sequence[str], seed: int) -> Request:
+def _render(judge: LLMSettings, domain: str, group: Group, texts: Sequence[str], seed: int) -> Request:
     return render(judge.instructions, domain, group.problem, texts, seed, judge.max_response_tokens)
+
+
+def _conversation(judge: LLMSettings, request: Request) -> Generator[Question, Answer, Reply]:
+    """What is asked until a reply gives labels: the request, again with more room if that was missing, and then with
+    the error shown.
+
+    Takes what came of each question, thrown if it is a CallFailed. Raises CallFailed if all was in vain.
+    """
+    ids = list(request.id_of.values())
+    answer = yield Question(request.messages, ids, judge.max_tokens)
+    if isinstance(answer.reply, Reply):
+        return answer.reply
+    more = min(2 * judge.max_tokens, judge.context_tokens - judge.count_tokens(request.messages))
+    if answer.cut_short and more > judge.max_tokens:
+        try:
+            answer = yield Question(request.messages, ids, more)
+        except CallFailed as failed:  # there is less room than we counted
+            if failed.status != "overflow":
+                raise
+        if isinstance(answer.reply, Reply):
+            return answer.reply._replace(repaired=True)
+    wrong = answer.reply
+    try:
+        answer = yield Question(repair_messages(request, answer.text, str(wrong)), ids, judge.max_tokens)
+    except CallFailed as failed:
+        if failed.status != "overflow":
+            raise
+    if isinstance(answer.reply, Reply):
+        return answer.reply._replace(repaired=True)
+    raise CallFailed("parse_failed", str(answer.reply))
+
+
+def _recalled(judge: LLMSettings, request: Request, log: CallLog) -> tuple[Reply, int | None] | CallFailed | None:
+    """The labels that a conversation came to before, or that its request was too long; None if it has to be asked."""
+    talk = _conversation(judge, request)
+    question = next(talk)
+    tokens = None
+    while True:
+        came = recall(judge, question, log)
+        if came is None:
+            return None
+        if isinstance(came, Answer):
+            tokens = tokens or came.prompt_tokens
+        try:
+            question = _go_on(talk, came)
+        except StopIteration as end:
+            return end.value, tokens
+        except CallFailed as failed:
+            return failed if failed.status == "overflow" else None
+
+
+def _go_on(talk: Generator[Question, Answer, Reply], came: Answer | CallFailed) -> Question:
+    """The next question. Raises what the conversation ends with."""
+    return talk.throw(came) if isinstance(came, CallFailed) else talk.send(came)
 
 
 def _anchors(merged: dict[str, Assignment]) -> list[str]:
@@ -216,6 +305,12 @@ def _fill(texts: Sequence[str], room: int, size: Any) -> list[str]:
             break
         taken.append(text)
     return taken
+
+
+def _joined(anchors: Sequence[str], part: Sequence[str], found: dict[str, Assignment]) -> list[str]:
+    """The texts of a part that need no further comparison: they are in a cluster with an anchor, or degenerate."""
+    settled = {None, *(found[anchor].cluster for anchor in anchors)}
+    return [text for text in part if found[text].cluster in settled]
 
 
 def _merge(
@@ -260,7 +355,9 @@ def _agree(votes: list[dict[str, Assignment]]) -> tuple[dict[str, Assignment], d
     return assignments, dict(zip(texts, agreement_N.tolist(), strict=True))
 
 
-def _label(judge: LLMJudge, text: str, found: Assignment | None, status: str, agreement: float | None = None) -> Label:
+def _label(
+    judge: LLMSettings, text: str, found: Assignment | None, status: str, agreement: float | None = None
+) -> Label:
     _, truncated = shorten(neutralise(text), judge.max_response_tokens)
     if found is None:
         return Label(None, False, None, None, status, None, truncated, agreement)

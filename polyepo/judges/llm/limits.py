@@ -7,8 +7,10 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from polyepo.errors import PolyepoError
 
-class JudgeError(RuntimeError):
+
+class JudgeError(PolyepoError, RuntimeError):
     """The judge cannot go on; the message says why and what to do. Never holds the API key."""
 
 
@@ -64,8 +66,9 @@ class Budget:
             while self._limit is not None and spent() + sum(self._running) + highest > self._limit:
                 if not self._running:
                     raise JudgeError(
-                        f"judge.max_cost {self._limit:g} is reached: {spent():.4f} is spent, and the next call may "
-                        f"cost {highest:.4f}. Answered calls are kept; raise judge.max_cost to go on."
+                        f"judge.max_cost {self._limit:g} is reached: {spent():.4f} is spent (calls whose cost is not "
+                        f"known count as the most they can have cost), and the next call may cost {highest:.4f}. "
+                        "Answered calls are kept; raise judge.max_cost to go on."
                     )
                 await self._changed.wait()
             self._running.append(highest)

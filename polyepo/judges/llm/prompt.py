@@ -19,6 +19,8 @@ RENDERING_VERSION = 1
 """Part of the judge's id: count up when the same template would give another request."""
 CUT = "[... cut ...]"
 PLACEHOLDERS = ("count", "nonce", "cut", "examples", "ids")
+MESSAGE_TOKENS = 8
+"""Of what a chat template puts around a message."""
 _BYTES_PER_TOKEN = 3
 _LETTERS = "bcdfghjkmnpqrstvwxz"
 
@@ -109,8 +111,8 @@ def shorten(text: str, max_tokens: int) -> tuple[str, bool]:
 
 
 def estimated_tokens(messages: Sequence[dict[str, str]]) -> int:
-    """About how many tokens messages have: three bytes each, which is more than most tokenizers need."""
-    return sum(len(message["content"].encode()) // _BYTES_PER_TOKEN + 8 for message in messages)
+    """About how many tokens messages have: three bytes each, which is true of prose; digits take one each."""
+    return sum(len(message["content"].encode()) // _BYTES_PER_TOKEN + MESSAGE_TOKENS for message in messages)
 
 
 @cache

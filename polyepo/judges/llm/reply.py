@@ -5,10 +5,11 @@ A reply is hostile until it is validated: each id exactly once, whole numbers in
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from polyepo.judges.llm.prompt import visible
@@ -19,11 +20,20 @@ MAX_NAME_CHARACTERS = 120
 MAX_RATIONALE_CHARACTERS = 240
 MAX_REPLY_CHARACTERS = 1_000_000
 """A longer reply is not read: no group needs one."""
+_MAX_SCANNED = 2 * MAX_REPLY_CHARACTERS
+_NO_OBJECT = "the reply must be one JSON object and nothing else"
 
-# A backslash that starts no JSON escape: LaTeX that the model forgot to escape. \b, \f, \n, \r, \t and \u before
-# letters (\frac, \beta, \times) are LaTeX too; before anything else they are what JSON says.
-_BARE_BACKSLASH = re.compile(r'\\(?:(?=[bfnrt][A-Za-z])|(?=u(?![0-9a-fA-F]{4}))|(?=[^"\\/bfnrtu]))')
-_ESCAPED_BACKSLASH = re.compile(r"(\\\\)")
+# LaTeX that the model forgot to escape. A backslash that starts no JSON escape is LaTeX, and so are \b, \f, \r and \t
+# before letters (\frac, \beta, \times) though JSON reads them: nobody means a control character in a name. A line break
+# may be meant, so \n is LaTeX only before what can go on as a command (\nu, \neq, \nRightarrow), not before a sentence.
+_BACKSLASH = re.compile(r'\\\\|\\(?=[bfrt][A-Za-z]|n(?:[a-z]|[LR]\w*arrow|V[Dd]ash)|u(?![0-9a-fA-F]{4})|[^"\\/bfnrtu])')
+# Strings and comments run to the end of the text if nothing ends them: each character is looked at once.
+_STRING = r'"(?>[^"\\]+|\\.)*+"?'
+_COMMENT = r"//[^\n]*|#[^\n]*|/\*.*?(?:\*/|\Z)"
+_TOKEN = re.compile(rf'{_STRING}|{_COMMENT}|[{{}}\[\],]|\s+|(?:(?!//|/\*)[^"{{}}\[\],#\s])+', re.S)
+_BLANK = re.compile(rf"(?:\s+|{_COMMENT})*+", re.S)
+# Every object that can be valid begins with one of its two keys.
+_KEY = re.compile(r'"(?:responses|strategies)"')
 
 
 class ReplyError(ValueError):
@@ -73,13 +83,28 @@ def reply_schema(ids: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_reply(text: str, ids: Sequence[str]) -> Reply:
-    """Read and validate a reply about these ids.
+    """Read and validate a reply about these ids: the last valid object in the text, whatever stands around it.
 
     Raises:
-        ReplyError: it is no JSON, or does not give each id exactly one cluster.
+        ReplyError: no object in it gives each id exactly one cluster, or it ends in the middle of one.
     """
-    raw, repaired = _read_json(text)
-    body = _object(raw, ("responses", "strategies"), "the reply")
+    if len(text) > MAX_REPLY_CHARACTERS:
+        raise ReplyError(f"the reply has {len(text)} characters; at most {MAX_REPLY_CHARACTERS} are read")
+    if not text.strip():
+        raise ReplyError(f"the content was empty; {_NO_OBJECT}")
+    if text.lstrip().startswith("<think>") and "</think>" not in text:
+        raise ReplyError(f"the model's thoughts did not end; {_NO_OBJECT}")
+    wrong: ReplyError | None = None
+    for value, source in _objects(text):
+        try:
+            return Reply(_assignments(value, ids), source != text.strip())
+        except ReplyError as error:
+            wrong = wrong or error  # of the last object, which is the one that was meant
+    raise wrong or ReplyError(_NO_OBJECT)
+
+
+def _assignments(value: Any, ids: Sequence[str]) -> dict[str, Assignment]:
+    body = _object(value, ("responses", "strategies"), "the reply")
     strategies = _strategies(_array(body["strategies"], "strategies"), len(ids))
     found: dict[str, Assignment] = {}
     seen: Counter[str] = Counter()
@@ -96,7 +121,7 @@ def parse_reply(text: str, ids: Sequence[str]) -> Reply:
         else:
             raise ReplyError(f"cluster {cluster} is used but not described in strategies")
     _check_ids(seen, ids)
-    return Reply(found, repaired)
+    return found
 
 
 def _check_ids(seen: Counter[str], ids: Sequence[str]) -> None:
@@ -126,24 +151,75 @@ def _strategies(entries: list[Any], num_ids: int) -> dict[int, tuple[str, str]]:
     return found
 
 
-def _read_json(text: str) -> tuple[Any, bool]:
-    """The JSON value in a text, and whether anything around or inside it had to be mended."""
-    if len(text) > MAX_REPLY_CHARACTERS:
-        raise ReplyError(f"the reply has {len(text)} characters; at most {MAX_REPLY_CHARACTERS} are read")
-    inner = text[text.find("{") : text.rfind("}") + 1]
-    mended = "".join(
-        part if part == "\\\\" else _BARE_BACKSLASH.sub(r"\\\\", part) for part in _ESCAPED_BACKSLASH.split(inner)
-    )
-    for candidate in dict.fromkeys((text, inner, mended)):
+def _objects(text: str) -> Iterator[tuple[Any, str]]:
+    """JSON objects in a text that may be the reply, the last one first, each with its mended source.
+
+    An object that the end of the text cuts short is an error: the model was about to say something else than before.
+    """
+    scanned = 0
+    starts = _starts(text)
+    for start in reversed(starts):
+        source, end = _mended(text, start)
+        scanned += end - start
+        if scanned > _MAX_SCANNED:  # objects in objects in objects: no model means that
+            return
         try:
-            return _loads(candidate), candidate != text
+            yield _loads(source), source
+        except json.JSONDecodeError as error:
+            if end == len(text) and (error.pos >= len(source) - 1 or error.msg.startswith("Unterminated string")):
+                raise ReplyError(f"{_NO_OBJECT}; it ends in the middle of one") from None
         except (ValueError, RecursionError):
             continue
-    raise ReplyError("the reply must be one JSON object and nothing else")
+    if not starts:
+        with contextlib.suppress(ValueError, RecursionError):
+            yield _loads(text), text
+
+
+def _starts(text: str) -> list[int]:
+    """Where objects begin whose first key is one of a reply's."""
+    starts, last = [], 0
+    for key in _KEY.finditer(text):
+        brace = text.rfind("{", last, key.start())
+        if brace >= 0 and _BLANK.fullmatch(text, brace + 1, key.start()):
+            starts.append(brace)
+        last = key.end()
+    return starts
+
+
+def _mended(text: str, start: int) -> tuple[str, int]:
+    """The JSON object that begins at `start`, without comments and trailing commas and with its LaTeX, and its end.
+
+    No library does this as strictly: json-repair closes what was cut short and so makes labels up, JSON5 parsers drop
+    LaTeX's backslashes and take keys that occur twice. What is left is for `json` to read, and for us to validate.
+    """
+    parts: list[str] = []
+    depth, comma = 0, -1
+    for token in _TOKEN.finditer(text, start):
+        part = token[0]
+        first = part[0]
+        if first == '"':
+            part = _BACKSLASH.sub(r"\\\\", part)  # one that was escaped stays so, another becomes so
+        elif first == "#" or part.startswith(("//", "/*")):
+            continue
+        elif first in "{[":
+            depth += 1
+        elif first in "}]":
+            depth -= 1
+            if comma >= 0:
+                parts[comma] = ""
+        if first == ",":
+            comma = len(parts)
+        elif not part.isspace():
+            comma = -1
+        parts.append(part)
+        if depth == 0:
+            return "".join(parts), token.end()
+    return "".join(parts), len(text)
 
 
 def _loads(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+    # Not strict: line breaks and tabs may stand in strings as they are.
+    return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, strict=False)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

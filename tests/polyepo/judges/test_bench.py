@@ -2,16 +2,23 @@
 
 import json
 import math
+import os
+import re
+import signal
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
+from flows.cli import judges as commands
+from flows.views import judges as views
 from polyepo.domains import Multiplication, Polynomial
 from polyepo.judges import AnswerJudge, LLMJudge, ProgramJudge, TextJudge
 from polyepo.judges.base import Judge, Label
 from polyepo.judges.bench import domain_suite, human_suite, measure
-from tests.polyepo.judges.server import JudgeServer, clusters_of, completion
+from tests.polyepo.judges.server import Answer, JudgeServer, clusters_of, completion, error
 
 
 class Neighbours(Judge):
@@ -102,7 +109,8 @@ def test_the_command_shows_judges_side_by_side(data):
     judges = ["configs/judges/program.yaml", "configs/judges/text.yaml"]
     result = CliRunner().invoke(app, ["judge-bench", *judges, "--prompts", "3", "--data", str(data)])
     assert result.exit_code == 0, result.output
-    assert [result.output.count(name) for name in ("program", "text-0.3", "polynomial:", "creativemath:")] == [
+    assert result.stderr.count("ARI") == 8, "each result is said as it comes"
+    assert [result.stdout.count(name) for name in ("program", "text-0.3", "polynomial:", "creativemath:")] == [
         4,
         4,
         1,
@@ -111,3 +119,107 @@ def test_the_command_shows_judges_side_by_side(data):
     for arguments, said in [(["nothing.yaml"], "nothing.yaml"), ([judges[0], "--data", "/nowhere"], "--data")]:
         result = CliRunner().invoke(app, ["judge-bench", *arguments])
         assert (result.exit_code, said in result.output) == (2, True)
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """Where answers are kept; and a line for each call."""
+    monkeypatch.setattr(views, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(commands, "_SAY_EVERY_S", 0.0)
+    return tmp_path / "kept"
+
+
+def bench(folder, url, **settings):
+    """The command, with a language model at this address as the judge."""
+    path = folder / "judge.yaml"
+    prices = {"price_per_million_input": 1, "price_per_million_output": 1}
+    path.write_text(json.dumps({"name": "llm", "model": "m", "base_url": url, "max_retries": 0, **prices, **settings}))
+    return CliRunner().invoke(app, ["judge-bench", str(path), "--prompts", "2", "--responses", "3"])
+
+
+@pytest.mark.parametrize(
+    ("behave", "reason"),
+    [
+        (None, "connection failed"),
+        (lambda n, b: error(500, "out of order"), "HTTP 500.*out of order"),
+        (lambda n, b: error(404, "no such model"), "no such model"),
+        (lambda n, b: completion("I would rather not"), "unreadable reply"),
+        (lambda n, b: completion(clusters_of(b)) if n < 2 else error(500), "HTTP 500"),
+    ],
+)
+def test_a_judge_that_labels_nothing_is_a_failure_that_says_why(tmp_path, kept, behave, reason):
+    with JudgeServer(behave) as server:
+        if behave is not None:
+            result = bench(tmp_path, server.url, concurrency=1)
+    if behave is None:
+        result = bench(tmp_path, server.url)
+    assert result.exit_code == 1
+    assert re.search(reason, result.stdout), result.output
+    assert str(tmp_path / "judge.yaml") in result.stdout
+    assert "ARI" not in result.stdout
+
+
+def test_it_says_how_far_it_is_where_there_is_no_terminal(tmp_path, kept):
+    with JudgeServer(lambda n, b: completion(clusters_of(b))) as server:
+        result = bench(tmp_path, server.url, concurrency=1)
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("polynomial, llm-m-")]
+    assert [re.sub("llm-m-........", "JUDGE", line) for line in lines[:3]] == [
+        f"polynomial, JUDGE, first order: {done} of about 2 calls" for done in range(3)
+    ]
+    assert "ARI" in lines[-1]
+
+
+def test_what_was_paid_for_is_kept(tmp_path, kept):
+    """Also of a measurement that ended in the middle, and by a writer that was killed while it wrote."""
+    with JudgeServer(lambda n, b: completion(clusters_of(b)) if n < 7 else error(401)) as server:
+        assert bench(tmp_path, server.url, concurrency=1).exit_code == 1
+        (path,) = kept.iterdir()
+        with path.open("a") as file:
+            file.write('{"problem_id": "p')
+        server.behave = lambda n, b: completion(clusters_of(b))
+        first = bench(tmp_path, server.url)
+        assert first.exit_code == 0, first.output
+        assert len(server.bodies) == 3 * 2 * 2 + 1, "three sets of two prompts, twice, and the call that failed"
+        again = bench(tmp_path, server.url)
+        assert len(server.bodies) == 13
+        assert "calls" not in again.stderr
+    row = next(line for line in again.stdout.splitlines() if "llm-m-" in line)
+    assert row.split()[-1] == "–", "what was not asked took no time that says anything"
+    assert float(row.split()[-2]) > 0, "it was paid for, though earlier"
+
+
+SLOW = """
+import sys
+from flows.cli import app
+from flows.cli import judges
+judges._SAY_EVERY_S = 0.0
+app(["judge-bench", "judge.yaml", "--prompts", "4", "--responses", "3"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_a_measurement_that_is_ended_keeps_its_answers(tmp_path, end):
+    def slow(number, body):
+        return Answer(delay_s=600) if number >= 2 else completion(clusters_of(body))
+
+    with JudgeServer(slow) as server:
+        judge = {"name": "llm", "model": "m", "base_url": server.url, "concurrency": 1}
+        (tmp_path / "judge.yaml").write_text(json.dumps(judge))
+        command = [sys.executable, "-c", SLOW]
+        options = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": os.getcwd()}, "text": True}
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+        for line in child.stderr:
+            if "2 of about 4" in line:
+                break
+        child.send_signal(end)
+        said, _ = child.communicate(timeout=60)
+        if end == signal.SIGINT:
+            assert child.returncode == 130
+            assert "the same command asks only for the rest" in said
+        asked = len(server.bodies)
+        server.behave = lambda n, b: completion(clusters_of(b))
+        done = subprocess.run(command, capture_output=True, check=True, timeout=100, **options)
+        assert len(server.bodies) - asked == 3 * 4 * 2 - 2
+        assert "ARI" in done.stdout

@@ -54,8 +54,9 @@ def test_an_extra_that_is_not_installed_is_named():
     try:
         import sentence_transformers  # noqa: F401
     except ImportError:
-        with pytest.raises(ImportError, match=r"poly-epo\[embedding\]"):
-            EmbeddingJudge(model="m").label(DOMAIN, [Group(PROBLEM, ["a", "b"])])
+        for asked in (EmbeddingJudge.check_ready, lambda j: j.label(DOMAIN, [Group(PROBLEM, ["a", "b"])])):
+            with pytest.raises(ConfigError, match=r"poly-epo\[embedding\]"):
+                asked(EmbeddingJudge(model="m"))
     assert EmbeddingJudge(model="BAAI/bge-small", max_distance=0.3).judge_id == "embedding-baai-bge-small-0.3"
 
 

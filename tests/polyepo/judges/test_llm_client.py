@@ -32,8 +32,8 @@ class Log(CallLog):
         super().record(call)
         self.calls.append(call)
 
-    def answered(self, request_sha256):
-        return next((c for c in self.calls if c.request_sha256 == request_sha256 and c.error is None), None)
+    def earlier(self, request_sha256):
+        return [call for call in self.calls if call.request_sha256 == request_sha256]
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +143,7 @@ def test_what_does_not_pass_is_http_failed(fault):
     ],
 )
 def test_what_will_not_pass_is_asked_once(answer, status):
-    labels, log, server = run(lambda number, body: answer)
+    labels, log, server = run(lambda number, body: answer, overflow="refuse")
     assert_missing(labels[0], status)
     assert len(server.bodies) == len(log.calls) == 1
 
@@ -198,7 +198,9 @@ def test_a_wrong_reply_is_repaired_once_with_the_error_shown(fault):
     assert second["messages"][:2] == first["messages"]
     assert second["messages"][2]["role"] == "assistant"
     assert "cannot be used" in second["messages"][3]["content"]
-    assert [call.error for call in log.calls] == [None, None]
+    first, second = log.calls
+    assert first.error.startswith("unreadable reply: ")
+    assert second.error is None
 
 
 @pytest.mark.parametrize("fault", WRONG)
@@ -206,6 +208,58 @@ def test_a_reply_that_stays_wrong_is_parse_failed(fault):
     labels, log, _ = run(lambda number, body: wrong(WRONG[fault])(0, body))
     assert_missing(labels[0], "parse_failed")
     assert len(log.calls) == 2
+
+
+def with_draft(body):
+    draft = clusters_of(body, lambda text: "one")
+    return f"<think>\\boxed{{3}} and {{1,2}}, so {json.dumps(draft)}? No.</think>\n{json.dumps(clusters_of(body))}"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        lambda body: completion(f"<think>so \\boxed{{3}} and {{1,2}}</think>\n{json.dumps(clusters_of(body))}"),
+        lambda body: completion(with_draft(body)),
+        lambda body: completion(f"```json\n{json.dumps(clusters_of(body))}\n```\nNote: none holds {{x}}."),
+        lambda body: completion(json.dumps(clusters_of(body))[:-1] + ",}"),
+        lambda body: completion(json.dumps(clusters_of(body)).replace("so it seems", "so\nit\tseems")),
+        lambda body: completion(None, reasoning_content=json.dumps(clusters_of(body))),
+        lambda body: completion("", reasoning=f"I think: {json.dumps(clusters_of(body))}"),
+        lambda body: parts({"type": "text", "text": json.dumps(clusters_of(body))}),
+        lambda body: parts({"type": "thinking", "thinking": [{"text": "{"}]}, json.dumps(clusters_of(body))),
+        lambda body: parts(*({"type": "output_text", "text": c} for c in json.dumps(clusters_of(body)))),
+    ],
+)  # fmt: skip
+def test_one_request_is_enough_however_the_reply_is_wrapped(reply):
+    labels, log, server = run(lambda number, body: reply(body))
+    assert [label.cluster for label in labels[0]] == [0, 1, 0, None]
+    assert len(server.bodies) == 1
+    assert log.calls[0].error is None
+
+
+def parts(*content):
+    """A chat completion whose content is a list."""
+    body = json.loads(completion("").body)
+    body["choices"][0]["message"]["content"] = list(content)
+    return Answer(json.dumps(body).encode())
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (lambda body: completion(None), "the content was empty"),
+        (lambda body: completion(None, "length", reasoning_content=json.dumps(clusters_of(body))), "content was empty"),
+        (lambda body: completion(None, reasoning_content={"a": 1}), "the content was empty"),
+        (lambda body: parts(), "the content was empty"),
+        (lambda body: parts({"type": "image_url", "image_url": {"url": "x"}}), "the content was empty"),
+        (lambda body: parts(1), "no chat completion"),
+        (lambda body: parts({"type": "text", "text": 1}), "no chat completion"),
+    ],
+)
+def test_a_reply_without_an_answer_says_so(reply, reason):
+    labels, log, _ = run(lambda number, body: reply(body), max_retries=1)
+    assert labels[0][0].status in ("parse_failed", "http_failed")
+    assert all(reason in call.error for call in log.calls)
 
 
 def test_a_whitespace_loop_is_retried_once_with_more_room():

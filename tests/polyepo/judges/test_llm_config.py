@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 from polyepo.config import ConfigError, load_judge
 from polyepo.judges.llm.consensus import consensus, pair_agreement
 from polyepo.judges.llm.judge import LLMJudge
+from polyepo.section import operational
 
 PLAIN = {"model": "Qwen/Qwen3-4B", "base_url": "http://127.0.0.1:8000/v1"}
 
@@ -43,6 +44,22 @@ def test_limits_and_addresses_leave_the_id(change):
 )  # fmt: skip
 def test_what_labels_depend_on_changes_the_id(change):
     assert LLMJudge(**PLAIN).judge_id != LLMJudge(**{**PLAIN, **change}).judge_id
+
+
+def test_the_marks_say_what_leaves_the_id():
+    """One value beside the default for each setting: the id is another exactly if the setting is not marked."""
+    marked = operational(LLMJudge)
+    values = {"api_key_env": "KEY", "overflow": "refuse", "missing": "singleton", "reuse_calls": "root",
+              "base_url": "http://h/v1", "model": "n", "tokenizer": "t", "template": "{nonce} {ids}",
+              "extra_body": {"a": 1}, "max_missing_rate": 0.5}  # fmt: skip
+    plain = LLMJudge(**PLAIN)
+    for name in LLMJudge.model_fields.keys() - {"name"}:
+        changed = plain.model_copy(update={name: values.get(name, 777)})
+        assert (changed.judge_id == plain.judge_id) == (name in marked), name
+
+
+def test_ids_of_judges_in_stores_stay():
+    assert LLMJudge(model="m", base_url="http://a/v1").judge_id == "llm-m-cd8c7045"
 
 
 def test_the_id_is_a_name_of_a_folder():

@@ -1,11 +1,13 @@
 """Replies of a judge model: whatever comes, no crash, no response with two labels, none dropped."""
 
+import contextlib
 import json
 import random
 
 import pyarrow as pa
 import pytest
 
+from polyepo.judges.llm import reply as reply_module
 from polyepo.judges.llm.reply import MAX_REPLY_CHARACTERS, ReplyError, parse_reply, reply_schema
 
 IDS = ["bcdf", "ghjk", "mnpq", "rstv"]
@@ -48,6 +50,137 @@ def test_what_can_be_mended_is_mended_and_says_so(wrap):
 def test_latex_survives_mending():
     text = json.dumps(reply()).replace("because", r"uses \frac{1}{2}, \theta and \sum")
     assert parse_reply(text, IDS).assignments["bcdf"].rationale == r"uses \frac{1}{2}, \theta and \sum"
+
+
+OBJECT = json.dumps(reply())
+PRETTY = json.dumps(reply(), indent=2)
+DRAFT = json.dumps(reply((0, 0, 0, 0)))
+REORDERED = json.dumps({"strategies": reply()["strategies"], "responses": reply()["responses"]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<think>\nOne boxes \\boxed{{3}}, the set is {{1, 2}}, two use \\frac{{1}}{{2}}.\n</think>\n\n{OBJECT}",
+        f'thoughts without a tag: {{"responses": many}}\n</think>\n{OBJECT}',
+        f"<think>Draft: {DRAFT}\nNo, two differ.</think>\n{OBJECT}",
+        f"{DRAFT}\nWait, that is wrong:\n{PRETTY}",
+        f"```json\n{PRETTY}\n```\nNote: rstv holds no {{answer}}.",
+        f"```json\n{OBJECT}\n```\n\n```json\n{OBJECT}\n```",
+        f"{OBJECT}\nHere {{'responses': 4}} were sorted, see {{\"responses\": [...]}} above }}}}",
+        f"{OBJECT}\n" + json.dumps(reply((0, 1), IDS[:2])),
+        f'{{"answer": {OBJECT}}}',
+        f"[{OBJECT}]",
+        f"/* {{ */ {REORDERED}",
+        PRETTY.replace('"cluster": -1', '"cluster": -1,'),
+        OBJECT[:-1] + ",}",
+        OBJECT.replace("}]", "} , \n ]").replace("-1}", "-1 , /* none, */ }"),
+        PRETTY.replace('"cluster": -1', '"cluster": -1 // no answer: "}]'),
+        PRETTY.replace('"cluster": -1', '"cluster": -1 # no answer'),
+        PRETTY.replace("{\n", "{ /* so: */\n", 1),
+        OBJECT.replace("because", "first\nthen\tnext\r\nlast"),
+        OBJECT.replace("because", "see http://a.b/#c, /* not a comment */ and [1,] or {2,}"),
+        OBJECT.replace("because", 'it says \\"{\\" and \\"responses\\"'),
+    ],
+)
+def test_the_last_valid_object_is_read_whatever_stands_around_or_inside_it(text):
+    found = parse_reply(text, IDS).assignments
+    assert [found[i].cluster for i in IDS] == [0, 1, 0, None]
+
+
+def test_what_stands_in_strings_is_left_alone():
+    said = "see http://a.b/#c, /* no comment */ and [1,] or {2,}"
+    assert not parse_reply(OBJECT.replace("because", said), IDS).repaired
+    assert parse_reply(OBJECT.replace("because", said), IDS).assignments["bcdf"].rationale == said
+    assert parse_reply(OBJECT.replace("because", "a\nb\tc"), IDS).assignments["bcdf"].rationale == "a\nb\tc"
+
+
+@pytest.mark.parametrize(
+    "latex",
+    [
+        r"\forall x",
+        r"\beta",
+        r"\nu, \neq",
+        r"\theta and \tan x",
+        r"\rho \right",
+        r"\text{cases}",
+        r"\binom{n}{k}",
+        r"\times",
+        r"\frac{1}{2}",
+        r"\nabla",
+        r"\not=",
+        r"\tau",
+        r"\bar x",
+        r"\begin{cases}",
+        r"\flat",
+        r"\rangle",
+        r"\rightarrow",
+        r"\nRightarrow",
+        r"\nVdash",
+        r"\upsilon",
+        r"\underline{u}",
+        r"\sum",
+        r"\{1\}",
+        r"\,",
+        r"\ 1",
+        r"\alpha\beta\gamma",
+    ],
+)
+@pytest.mark.parametrize("place", ["rationale", "macro_strategy", "micro_strategy"])
+def test_latex_stays_latex_whether_or_not_json_could_read_it(latex, place):
+    body = reply()
+    for entry in body["responses"] + body["strategies"]:
+        if place in entry:
+            entry[place] = "LATEX"
+    unescaped, escaped = (json.dumps(body).replace("LATEX", text) for text in (latex, latex.replace("\\", "\\\\")))
+    for text in (unescaped, escaped):
+        found = parse_reply(text, IDS)
+        assert getattr(found.assignments["bcdf"], place) == latex
+        assert found.repaired == (text is unescaped)
+
+
+def test_escapes_that_are_meant_are_read():
+    said = r"Step 1.\nThen \"so\", \u00e9, 1\n2, tab:\t1, a\/b, \\n and \\\\"
+    assert parse_reply(OBJECT.replace("because", said), IDS).assignments["bcdf"].rationale == json.loads(f'"{said}"')
+
+
+@pytest.mark.parametrize(
+    "text",
+    [OBJECT[:cut] for cut in range(1, len(OBJECT))]
+    + [f"{DRAFT}\nNo:\n{OBJECT[:cut]}" for cut in range(len('{"responses": '), len(OBJECT), 7)],
+)
+def test_a_truncated_reply_is_an_error_though_there_was_a_draft(text):
+    with pytest.raises(ReplyError, match="one JSON object"):
+        parse_reply(text, IDS)
+
+
+def test_a_draft_in_thoughts_that_did_not_end_is_no_answer():
+    with pytest.raises(ReplyError, match="thoughts did not end"):
+        parse_reply(f"<think>\nPerhaps {DRAFT}, but", IDS)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "{", '{"responses":', '"responses":', "{/*", '{//"responses"', '"\\', '{"responses": [', '{"responses": , ',
+        '{"a":', '{"responses": "\\"', "[{},", '{"responses": {}}', DRAFT[:-2], DRAFT,
+    ],
+)  # fmt: skip
+def test_megabytes_of_anything_take_no_time(piece, monkeypatch):
+    """By count, not by the clock: the text is looked at a bounded number of times."""
+    looked_at = []
+    mended = reply_module._mended
+    monkeypatch.setattr(
+        reply_module,
+        "_mended",
+        lambda text, start: looked_at.append((found := mended(text, start))[1] - start) or found,
+    )
+    size = MAX_REPLY_CHARACTERS // len(piece)
+    for text in (piece * size, piece * (size // 2) + "}" * (size // 2)):
+        looked_at.clear()
+        with contextlib.suppress(ReplyError):
+            parse_reply(text[:MAX_REPLY_CHARACTERS], IDS)
+        assert sum(looked_at) < 4 * MAX_REPLY_CHARACTERS
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,67 @@
+"""What is wrong with runs, read from the store: below the summary, and where a run's command ends."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from rich.console import Group
+
+from flows.views.terminal import finding_line
+from polyepo.findings import RECENT, Finding, HeldOut, Severity, training_findings
+from tasks.runs.evaluations import HELDOUT, read_evaluation
+from tasks.runs.groups import members
+from tasks.runs.run import Run, open_run
+from tasks.runs.statistics import read_updates
+
+
+def run_findings(run: Run) -> list[Finding]:
+    """Findings about a run, worst first: from its first and last update rows and its last held-out evaluation."""
+    last = max(run.store.steps(run.name, "updates"), default=0)
+    ends = sorted({*range(1, min(RECENT, last) + 1), *range(max(1, last - RECENT + 1), last + 1)})
+    return training_findings(run.config, read_updates(run, ends), _held_out(run, last))
+
+
+def warnings(root: str, name: str) -> list[tuple[str, Finding]]:
+    """What is wrong with a run, or a configuration's arms, with the names of those it is said of; no notes.
+
+    Raises:
+        ConfigError: there is no such run under the root.
+    """
+    said: dict[Finding, list[str]] = {}
+    names = members(root, name)
+    for run in names:
+        for finding in run_findings(open_run(root, run)):
+            if finding.severity > Severity.NOTE:
+                said.setdefault(finding, []).append(run)
+    worst_first = sorted(said.items(), key=lambda item: -item[0].severity)
+    return [("" if len(names) == 1 else ", ".join(runs), finding) for finding, runs in worst_first]
+
+
+def render(found: list[tuple[str, Finding]]) -> Group:
+    """Findings for a terminal, each with the runs that it is about."""
+    return Group(*(finding_line(finding, where) for where, finding in found))
+
+
+def markdown(found: list[tuple[str, Finding]]) -> str:
+    """The same as a markdown list."""
+    return "\n".join(f"- {finding_line(finding, where)}" for where, finding in found)
+
+
+def _held_out(run: Run, last: int) -> HeldOut | None:
+    """The newest held-out results beside the base model's, of the problems and samples that both have."""
+    evaluated = run.store.steps(run.name, "evals", (("benchmark", HELDOUT),), shard=0)
+    step = max((step for step in evaluated if step <= last), default=0)
+    if not step:
+        return None
+    base, now = (_mean_rewards(run, at) for at in (0, step))
+    both = sorted(base.keys() & now.keys())
+    return HeldOut(step, [base[problem] for problem in both], [now[problem] for problem in both])
+
+
+def _mean_rewards(run: Run, step: int) -> dict[str, float]:
+    """By problem, over the samples that could be graded."""
+    rewards: dict[str, list[float]] = {}
+    for row in read_evaluation(run, HELDOUT, step, ["reward"]):
+        if row["reward"] is not None:
+            rewards.setdefault(row["problem_id"], []).append(row["reward"])
+    return {problem: fmean(values) for problem, values in rewards.items()}

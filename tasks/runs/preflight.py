@@ -1,0 +1,153 @@
+"""What is asked to be trained, and everything about it that can be refused before any work starts.
+
+The command checks before there is a flow run, and the flow checks again by the same function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from polyepo.config import ConfigError, RunConfig, load_config, parse_run, with_settings
+from polyepo.domains import Demonstrated, Problem
+from polyepo.policy.source import check_device, identify
+from storage import Store, open_store
+from storage.layout import check_name
+from tasks.runs.groups import Arm, arms_of, members
+from tasks.runs.record import RunExistsError, check_resume, recorded_arm, recorded_config
+from tasks.runs.run import Run, check_arm, create_or_resume, open_run, read_splits
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is asked to be trained: one run, or the arms of a configuration."""
+
+    name: str
+    runs: dict[str, RunConfig]
+    arms: dict[str, Arm | None]
+    """By run, its place among the arms."""
+
+
+def describe(root: str, config: str | Path | None, run: str | None, settings: dict[str, Any] | None) -> Training:
+    """What a configuration describes, or without one what the records of existing runs say.
+
+    Args:
+        root: where artifacts are.
+        config: path of a YAML file; None to go on with runs that exist.
+        run: name of the run or of what its arms' names begin with; the file's name if not given.
+        settings: values that replace the configuration's, by dotted name.
+
+    Raises:
+        ConfigError: the configuration cannot be used, or there is none and no such run.
+    """
+    if config is not None:
+        loaded = load_config(config, settings)
+        name = run or Path(config).stem
+        runs = loaded.runs(name)
+        named = {f"{name}-{arm}": Arm(name, arm, list(loaded.arms)) for arm in loaded.arms}
+        return Training(name, runs, {run: named.get(run) for run in runs})
+    if run is None:
+        raise ConfigError("give a configuration, or the name of a run that exists")
+    records = {name: open_store(root).run_record(name) or {} for name in members(root, run)}
+    arms = {name: recorded_arm(record) for name, record in records.items()}
+    configs = {name: _recorded(name, records[name], arms[name], settings or {}) for name in records}
+    return Training(run, configs, arms)
+
+
+def check(root: str, training: Training) -> None:
+    """Refuse what cannot be trained; nothing is written but a probe of the root.
+
+    Raises:
+        ConfigError: a name, setting, file, model, device, package or key is not what it must be. What only the weights
+            tell is left to the flow.
+        StoreError: the root cannot be written.
+    """
+    store = open_store(root)
+    for name in (training.name, *training.runs):
+        check_name("run", name)
+    store.check()
+    _check_group(store, training)
+    for name, config in training.runs.items():
+        record = store.run_record(name)
+        if record is not None:
+            check_arm(name, record, training.arms[name])
+            check_resume(store, name, record, config, open_run(root, name).last_step())
+        check_here(config, trained_on=(record or {}).get("device"))
+        if record is None:
+            check_model(config, [problem for split in read_splits(config).values() for problem in split])
+
+
+def prepare(root: str, training: Training) -> list[Run]:
+    """Check, then make or open the runs. Raises as `check`."""
+    check(root, training)
+    return [create_or_resume(root, name, config, training.arms[name]) for name, config in training.runs.items()]
+
+
+def check_here(config: RunConfig, trained_on: str | None = None) -> None:
+    """Raise ConfigError if this machine lacks what a run works with: device, judge's key or package, sampler's program.
+
+    Args:
+        config: the run's.
+        trained_on: the kind of device that it was trained on so far, if it exists.
+    """
+    if trained_on not in (None, "cpu"):
+        check_device(config.policy.device, f"the run was trained on {trained_on} and goes on where there is one")
+    else:
+        check_device(config.policy.device)
+    config.judge.check_ready()
+    config.sampler.check_ready()
+
+
+def check_model(config: RunConfig, problems: Iterable[Problem]) -> None:
+    """Raise ConfigError if there is no such model, or prompts and limits do not fit it; its weights are not loaded."""
+    from transformers import AutoConfig, AutoTokenizer  # takes seconds to import
+
+    from polyepo.policy.model import check_encoded, check_positions, encode_prompt
+    from polyepo.policy.warm_start import small_llama_config, word_tokenizer
+
+    policy = config.policy
+    tokenizer: Any
+    if policy.warm_start and isinstance(config.domain, Demonstrated):
+        tokenizer = word_tokenizer(config.domain.vocabulary())
+        model_config = small_llama_config(policy.warm_start, len(tokenizer), tokenizer)
+    else:
+        options = {"trust_remote_code": policy.trust_remote_code, "revision": identify(policy).get("revision", "main")}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(policy.model, **options)
+            model_config = AutoConfig.from_pretrained(policy.model, **options)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"policy.model {policy.model!r} cannot be loaded: {error}") from None
+    check_positions(model_config, config.sampling)
+    encode = partial(encode_prompt, tokenizer, chat_template_kwargs=policy.chat_template_kwargs)
+    check_encoded(encode, model_config, problems, config.sampling, "domain")
+
+
+def _recorded(name: str, record: dict[str, Any], arm: Arm | None, settings: dict[str, Any]) -> RunConfig:
+    """A run's configuration as recorded, with settings replaced; `arms.{arm}.` before a name means one arm alone."""
+    if not settings:
+        return recorded_config(name, record)
+    own = {}
+    for key, value in settings.items():
+        whose = next((a for a in (arm.arms if arm else []) if key.startswith(f"arms.{a}.")), None)
+        if whose is None or (arm and whose == arm.arm):
+            own[key.removeprefix(f"arms.{whose}.")] = value
+    return parse_run(with_settings(record["config"], own), f"run {name!r} with these settings")
+
+
+def _check_group(store: Store, training: Training) -> None:
+    """Raise RunExistsError if a name would stand for a run and for a configuration with arms."""
+    if any(store.run_record(name) is not None for name in training.runs):
+        return  # it does already, or will not
+    arms = arms_of(store, training.name)
+    if arms and not any(training.arms.values()):
+        raise RunExistsError(
+            f"{training.name!r} is the name of a configuration with arms under {store.root!r} ({', '.join(arms)}); "
+            "choose another --run"
+        )
+    if training.name not in training.runs and store.run_record(training.name) is not None:
+        raise RunExistsError(
+            f"run {training.name!r} exists under {store.root!r} and is no configuration with arms; choose another --run"
+        )
