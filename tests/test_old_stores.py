@@ -20,7 +20,7 @@ from polyepo.judges import AnswerJudge
 from polyepo.schemas import SCHEMA_VERSION
 from storage import connect, rows
 from storage.catalog import queries
-from storage.verify import manifests, verify_artifact
+from storage.verify import verify_run
 from tasks.evaluate import evaluate
 from tasks.runs.benchmarks import open_benchmark
 from tasks.runs.evaluating import evaluate_missing
@@ -86,8 +86,7 @@ def test_every_view_for_people_shows_it(root, tmp_path):
     assert write_report(root, RUNS, tmp_path / "report.html") > 10_000
     assert compare(root, "old-grpo", ("program", None), ("answer", None)).labels
     show_prompt(root, "old-grpo", None, None)
-    assert not [f for run in RUNS for path in manifests(open_run(root, run).store, run)
-                for f in verify_artifact(open_run(root, run).store, path)]  # fmt: skip
+    assert not [finding for run in RUNS for finding in verify_run(open_run(root, run).store, run)]
     assert content(root) == before
 
 

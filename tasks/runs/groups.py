@@ -64,7 +64,7 @@ def no_such_run(store: Store, name: str) -> ConfigError:
     if RUN_NAME.fullmatch(name) and (arms := arms_of(store, name)):
         return ConfigError(f"{name!r} has several arms: name one of {', '.join(arms)}")
     names = _names(store)
-    known = {*names, *(run.rsplit("-", 1)[0] for run in names if "-" in run)}
+    known = {*names, *(run.rsplit("-", 1)[0] for run in names if "-" in run)} - {name}
     near = did_you_mean(name, sorted(known)) or "; `polyepo runs` lists what there is"
     return ConfigError(f"run {name!r} does not exist under {store.root!r}{near}")
 

@@ -31,7 +31,7 @@ from polyepo.policy.update import Batch, update
 from polyepo.policy.warm_start import word_tokenizer
 from storage import open_store
 from tasks.evaluate import evaluate
-from tasks.runs.evaluations import parts, read_evaluation
+from tasks.runs.evaluations import evaluated_steps, parts, read_evaluation
 from tests.conftest import small_config
 from tests.tasks.test_stages import start, train
 
@@ -95,7 +95,7 @@ def test_a_plan_is_what_the_run_then_takes(finished):
     sampled = sum(len(row["response_token_ids"]) for row in rollouts)
     assert 0.5 * training.times * training.response_tokens < sampled <= training.times * training.response_tokens
     assert plan.amounts.repeats == 5 * 4 / len(run.split("train"))
-    assert evaluation.times == len(run.store.steps(run.name, "evals", (("benchmark", "heldout"),), shard=0))
+    assert evaluation.times == len(evaluated_steps(run, "heldout"))
     assert evaluation.responses == len(read_evaluation(run, "heldout", 5, []))
     assert len(parts(run, "heldout", 5)) == 2
     steps = run.store.steps(run.name, "checkpoints")

@@ -21,6 +21,7 @@ from polyepo.schemas import EVALS, LABELS
 from storage import connect, open_store
 from tasks.evaluate import evaluate
 from tasks.runs.evaluations import evaluation_due, read_evaluation
+from tasks.runs.groups import Arm
 from tasks.runs.labels import commit_labels
 from tests.conftest import small_config
 from tests.polyepo.test_report import payload
@@ -35,8 +36,8 @@ def root(tmp_path_factory):
     root = str(tmp_path_factory.mktemp("store"))
     arms = {"arms": {"grpo": {"scoring": {"method": "grpo"}}, "set": {}}}
     config = parse_config(small_config(steps=STEPS, evaluation={"num_samples": 8, "k": [1, 8], "every": 3}) | arms)
-    for name, arm in config.runs("small").items():
-        run = start(root, arm, name)
+    for label, (name, run_config) in zip(config.arms, config.runs("small").items(), strict=True):
+        run = start(root, run_config, name, Arm("small", label, list(config.arms)))
         for step in range(STEPS + 1):
             if step:
                 train(run, step)

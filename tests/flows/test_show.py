@@ -29,7 +29,9 @@ def test_runs(root):
     shown = cli("runs", "--root", root).output
     assert "run" in shown
     assert "unfinished" in shown
-    assert cli("runs", "--root", root / "nothing").exit_code == 0
+    missing = cli("runs", "--root", root / "nothing")
+    assert missing.exit_code == 2
+    assert "nothing" in missing.output
 
 
 def test_show_groups_by_cluster(root):

@@ -197,9 +197,14 @@ def test_leakage_is_refused_or_dropped(tmp_path):
         "heldout_path": str(tmp_path / "heldout.jsonl"),
     }
 
+    unread = tmp_path / "model"
+    unread.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (unread / name).touch()
+
     def make(**changes):
         raw = small_config(domain={**domain, **changes})
-        raw["policy"] = {"model": "unread"}
+        raw["policy"] = {"model": str(unread)}
         return create_or_resume(str(tmp_path / "root"), "r", parse_config(raw).runs("r")["r"])
 
     with pytest.raises(ValueError, match=r"1 of 2 held-out problems .* such as 'h3', which is 't3'.*unusable: drop"):

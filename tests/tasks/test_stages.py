@@ -33,14 +33,14 @@ from tests.conftest import small_config
 _models: list[Path] = []
 
 
-def start(root, config=None, name="run"):
+def start(root, config=None, name="run", arm=None):
     """A run that is ready to train; the warm start, the same for all tests here, is trained once and copied."""
     config = config or parse_config(small_config()).runs(name)[name]
     if _models and not (Path(root) / "models").exists():
         shutil.copytree(_models[0], Path(root) / "models")
     warm_start.fn(root, config, warm_start_digest(config))
     _models.append(Path(root) / "models")
-    run = create_or_resume(root, name, config)
+    run = create_or_resume(root, name, config, arm)
     check_prompts(run)
     return run
 
