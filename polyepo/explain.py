@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from types import UnionType
@@ -26,12 +27,13 @@ def explain(kind: Any, error: ErrorDetails) -> str:
             return f"{'.'.join(names)}: unknown key{_meant(kind, section, names)}"
         case "union_tag_invalid" | "union_tag_not_found":
             tag = str(context["discriminator"]).strip("'")
-            known = _tags(_type_at(kind, names))
+            known = re.findall(r"'([^']*)'", str(context.get("expected_tags"))) or _tags(_type_at(kind, names))
             given = context.get("tag")
             found = "is missing" if given is None else f"{given!r} is unknown"
-            return (
-                f"{'.'.join([*names, tag])}: {found}; it must be one of {', '.join(known)}{did_you_mean(given, known)}"
-            )
+            # A domain or judge may be the user's own; a method may not.
+            own = " or FILE.py:CLASS" if tag == "name" and len(names) == 1 else ""
+            allowed = ", ".join(known) + own
+            return f"{'.'.join([*names, tag])}: {found}; it must be one of {allowed}{did_you_mean(given, known)}"
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"{'.'.join(names) or 'it'}: must be a section of settings (is {error['input']!r})"
     message = error["msg"].removeprefix("Value error, ")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -32,7 +31,7 @@ from types import ModuleType
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
 
 from polyepo.errors import ConfigError
 from polyepo.section import Section
@@ -337,9 +336,11 @@ class Choice:
         if isinstance(value, self.base):
             self._check_returns(value)
             return value
-        name = value.get("name") if isinstance(value, dict) else None
+        if not isinstance(value, dict):
+            raise PydanticKnownError("model_type", {"class_name": self.base.__name__})
+        name = value.get("name")
         if not isinstance(name, str):
-            raise PluginError(f"a {self.kind} must be a mapping with a name, such as {{name: {min(self._ours)}}}")
+            raise PydanticKnownError("union_tag_not_found", {"discriminator": "'name'"})
         if name in self._ours:
             if name in declared_names(self.kind):
                 raise PluginError(
@@ -351,7 +352,11 @@ class Choice:
             return self._made(code, {**value, "code": code.digest})
         if value.get("code") is not None:
             return self.missing.model_validate(value)
-        raise PluginError(self._unknown(name))
+        if is_reference(name):
+            raise PluginError(f"{name!r} is not known here: it is imported for a configuration file that names it")
+        known = [*self._ours, *declared_names(self.kind)]
+        tags = {"discriminator": "'name'", "tag": name, "expected_tags": ", ".join(map(repr, known))}
+        raise PydanticKnownError("union_tag_invalid", tags)
 
     @property
     def _ours(self) -> dict[str, type[BaseModel]]:
@@ -372,12 +377,6 @@ class Choice:
             raise PluginError(
                 f"{code.reference!r} cannot be made: {type(error).__name__}: {error}{_last_line(error)}"
             ) from error
-
-    def _unknown(self, name: str) -> str:
-        known = [*self._ours, *declared_names(self.kind)]
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        return f"{self.kind} {name!r} is none of {', '.join(known)}{hint} (a class of your own is named FILE.py:CLASS)"
 
     def _check_returns(self, value: BaseModel) -> None:
         """What a configuration holds must come back from its dump as it is."""
