@@ -17,12 +17,12 @@ from prefect.artifacts import create_markdown_artifact
 from flows.outcome import ends_plainly
 from flows.progress import Progress, link_report, slug
 from flows.views.results import markdown, results
-from polyepo.config import ConfigError, load_judge
 from tasks.evaluate import evaluate_shard
-from tasks.runs.benchmarks import benchmark_name, leakage
+from tasks.runs.benchmarks import leakage
 from tasks.runs.evaluating import add_benchmark, model_run
 from tasks.runs.evaluations import choose_judge, choose_step, missing_samples, plan_evaluation
 from tasks.runs.policies import check_prompts
+from tasks.runs.requests import check_evaluation
 from tasks.runs.run import open_run
 
 
@@ -57,14 +57,7 @@ def evaluate(
         ConfigError: before anything is sampled, if this cannot be done.
     """
     root = root or os.environ.get("POLYEPO_ROOT", "artifacts")
-    if (run is None) == (model is None):
-        raise ConfigError(f"give one of run (is {run!r}) and model (is {model!r})")
-    if num_samples < 1:
-        raise ConfigError(f"num_samples {num_samples} must be at least 1")
-    if run and (config or settings):
-        raise ConfigError("config and settings go with model: a run has its own")
-    benchmark_name(benchmark)
-    wanted = load_judge(judge) if judge else None
+    wanted = check_evaluation(root, run, model, step, benchmark, num_samples, judge, config, settings)
     opened = open_run(root, run) if run else model_run(root, str(model), benchmark, config, settings)
     if config:
         check_prompts(opened)  # a run's own prompts were checked before it was trained

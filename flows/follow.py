@@ -61,18 +61,11 @@ def find_unfinished(run: str, root: str) -> str | None:
 
     One whose process is gone (killed together with its worker) is set to Crashed, or it would seem to run for ever.
     """
-    body = {
-        "deployments": {"name": {"any_": [local_stack.DEPLOYMENT.split("/")[1]]}},
-        "flows": {"name": {"any_": [local_stack.DEPLOYMENT.split("/")[0]]}},
-        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING"]}}},
-        "sort": "START_TIME_DESC",
-    }
     try:
         with local_stack.api_client() as client:
-            for found in client.post("/flow_runs/filter", json=body).raise_for_status().json():
+            for found in _unfinished(client, "train"):
                 given = found["parameters"]
-                same_run = (given.get("run") or Path(str(given.get("config"))).stem) == run
-                if not same_run or (given.get("root") or root) != root:
+                if _run_of(given) != run or (given.get("root") or root) != root:
                     continue
                 if not _is_gone(found):
                     return str(found["id"])
@@ -85,8 +78,9 @@ def find_unfinished(run: str, root: str) -> str | None:
 class Followed:
     """A flow run that is asked now and then how it goes."""
 
-    def __init__(self, flow_run_id: str) -> None:
+    def __init__(self, flow_run_id: str, worker: str = "gpu-worker") -> None:
         self.flow_run_id = flow_run_id
+        self._worker = worker
         self.percent = 0.0
         self.text = "waiting for the worker"
         self.state: dict[str, Any] | None = None
@@ -116,13 +110,13 @@ class Followed:
         if state["type"] in _FINAL:
             self.state = dict(state)
             return
-        worker = processes.is_alive("gpu-worker")
+        worker = processes.is_alive(self._worker)
         if worker or not _is_gone(flow_run):
             self._alive = now
         elif now - self._alive > _GONE_SECONDS:
             _set_crashed(client, self.flow_run_id)
         if state["type"] == "SCHEDULED" and not worker:
-            log = local_stack.STATE / "gpu-worker.log"
+            log = local_stack.STATE / f"{self._worker}.log"
             if self._restarts == _WORKER_RESTARTS:
                 raise local_stack.StackError(f"the Prefect worker ends again and again; see {log}")
             self._restarts += 1
@@ -161,13 +155,18 @@ class Bars:
             self._printed[name] = (time.monotonic(), text)
 
 
-def follow(flow_run_id: str, console: Console) -> dict[str, Any]:
+def follow(flow_run_id: str, console: Console, worker: str = "gpu-worker") -> dict[str, Any]:
     """Show a flow run's progress until it ends; returns its last state ({"type", "message", ...}).
+
+    Args:
+        flow_run_id: the flow run.
+        console: where to.
+        worker: the local worker that is to run it; another is started if it is dead.
 
     Raises:
         StackError: the server no longer answers, or the worker ends again and again.
     """
-    run = Followed(flow_run_id)
+    run = Followed(flow_run_id, worker)
     with local_stack.api_client() as client, Bars(console) as bars:
         while run.state is None:
             run.poll(client, lambda line: console.print(f"· {line}", highlight=False, markup=False))
@@ -175,6 +174,59 @@ def follow(flow_run_id: str, console: Console) -> dict[str, Any]:
             if run.state is None:
                 time.sleep(POLL_SECONDS)
     return run.state
+
+
+def result(flow_run_id: str) -> str:
+    """The markdown that a flow run made last: its results; nothing if it made none."""
+    body = {
+        "artifacts": {"flow_run_id": {"any_": [flow_run_id]}, "type": {"any_": ["markdown"]}},
+        "sort": "UPDATED_DESC",
+        "limit": 1,
+    }
+    try:
+        with local_stack.api_client() as client:
+            found = client.post("/artifacts/filter", json=body).raise_for_status().json()
+    except (httpx.HTTPError, ValueError):
+        return ""
+    return str(found[0]["data"]) if found else ""
+
+
+def cancel(run: str, root: str) -> list[str]:
+    """Cancel the flow runs that work on a run; returns their ids. Raises StackError if the server fails."""
+    state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    cancelled = []
+    try:
+        with local_stack.api_client() as client:
+            for found in _unfinished(client):
+                given = found["parameters"]
+                if _run_of(given) != run or (given.get("root") or root) != root:
+                    continue
+                if _is_gone(found):
+                    _set_crashed(client, found["id"])
+                    continue
+                client.post(f"/flow_runs/{found['id']}/set_state", json=state).raise_for_status()
+                cancelled.append(str(found["id"]))
+    except httpx.HTTPError as error:
+        raise local_stack.StackError(f"the Prefect server at {local_stack.api_url()} fails: {error!r}") from error
+    return cancelled
+
+
+def _unfinished(client: httpx.Client, deployment: str | None = None) -> list[dict[str, Any]]:
+    """Flow runs of our deployments, or of one, that have not ended; the latest first."""
+    body: dict[str, Any] = {
+        "flows": {"name": {"any_": [local_stack.DEPLOYMENT.partition("/")[0]]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING"]}}},
+        "sort": "START_TIME_DESC",
+    }
+    if deployment:
+        body["deployments"] = {"name": {"any_": [deployment]}}
+    found: list[dict[str, Any]] = client.post("/flow_runs/filter", json=body).raise_for_status().json()
+    return found
+
+
+def _run_of(parameters: dict[str, Any]) -> str:
+    """The name of the run that a flow run's parameters mean."""
+    return str(parameters.get("run") or Path(str(parameters.get("config"))).stem)
 
 
 def last_logs(flow_run_id: str, count: int = 15) -> list[str]:

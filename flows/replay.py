@@ -17,10 +17,8 @@ from prefect.artifacts import create_markdown_artifact
 from flows.outcome import ends_plainly
 from flows.progress import slug
 from flows.views.compare import code
-from polyepo.config import load_judge
 from tasks.replay import counterfactual, replay_policy
-from tasks.runs.choices import choose_scoring
-from tasks.runs.run import open_run
+from tasks.runs.requests import check_replay
 
 _SHOWN = 20
 
@@ -50,13 +48,12 @@ def replay(
         root: where artifacts are; $POLYEPO_ROOT or "artifacts" if not given.
     """
     root = root or os.environ.get("POLYEPO_ROOT", "artifacts")
-    opened = open_run(root, run)
-    if scoring is None and judge is None and objective is None and set_size is None:
+    asked = check_replay(root, run, step, scoring, judge, objective, set_size, output)
+    if asked.scoring is None:
         text = rebuilt_markdown(run, replay_policy(root, run, step, output), output)
     else:
-        chosen = choose_scoring(opened, scoring, objective, set_size)
-        chosen_judge = load_judge(judge) if judge else opened.config.judge
-        text = counterfactual_markdown(run, step, counterfactual(root, run, step, chosen, chosen_judge))
+        found = counterfactual(root, run, step, asked.scoring, asked.judge)
+        text = counterfactual_markdown(run, step, found)
     create_markdown_artifact(text, key=slug(f"{run}-replay-{step}"), description=f"Replay of step {step}")
     get_run_logger().info("\n%s", text)
 

@@ -20,12 +20,11 @@ from prefect.futures import PrefectFuture
 from flows.outcome import ends_plainly
 from flows.progress import Progress, link_report, slug
 from flows.views.compare import Comparison, compare, markdown
-from polyepo.config import load_judge, scoring_id
+from polyepo.config import scoring_id
 from polyepo.judges import Estimate
 from tasks.rescore import relabel, rescore_step
-from tasks.runs.choices import choose_scoring, choose_steps, choose_verifier
 from tasks.runs.labels import estimate_labels
-from tasks.runs.run import open_run
+from tasks.runs.requests import check_rescoring
 
 # Judges wait for servers most of the time, so shards overlap; few enough that a server is not flooded.
 _IN_FLIGHT = 8
@@ -58,11 +57,8 @@ def rescore(
         estimate: only say how many calls and tokens the judge's labels would take, and what they would cost.
     """
     root = root or os.environ.get("POLYEPO_ROOT", "artifacts")
-    opened = open_run(root, run)
-    chosen_judge = load_judge(judge) if judge else opened.config.judge
-    chosen_scoring = choose_scoring(opened, scoring, objective, set_size)
-    chosen_verifier = choose_verifier(opened, verifier)
-    chosen_steps = choose_steps(opened, steps)
+    asked = check_rescoring(root, run, judge, scoring, objective, set_size, verifier, steps)
+    opened, chosen_judge, chosen_steps = asked.run, asked.judge, asked.steps
     if estimate:
         _report_estimate(run, chosen_judge.judge_id, estimate_labels(opened, chosen_judge, chosen_steps))
         return
@@ -72,12 +68,12 @@ def rescore(
     for _ in _bounded(todo):
         progress.count(f"{run} · labels by {chosen_judge.judge_id}")
     for step in chosen_steps:
-        rescore_step(root, run, chosen_scoring, chosen_judge, step, chosen_verifier)
+        rescore_step(root, run, asked.scoring, chosen_judge, step, asked.verifier)
         progress.count(f"{run} · scores · step {step}")
     progress.finish()
     record = opened.store.run_record(run) or {}
     own = (record.get("judge", opened.config.judge.judge_id), record.get("scoring", opened.config.scoring_id))
-    new = (chosen_judge.judge_id, scoring_id(chosen_scoring, chosen_judge, chosen_verifier))
+    new = (chosen_judge.judge_id, scoring_id(asked.scoring, chosen_judge, asked.verifier))
     if new != own:
         if not opened.store.exists(opened.scores_key(chosen_steps[0], own[1])):
             get_run_logger().info("run %s came without rewards: there is nothing to compare with", run)

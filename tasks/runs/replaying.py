@@ -17,6 +17,7 @@ from polyepo.policy.model import Policy, response_logprobs, weights_digest
 from polyepo.policy.update import Batch
 from tasks.runs.labels import commit_labels
 from tasks.runs.policies import apply_update, check_replay, rebuild, training_batch
+from tasks.runs.requests import check_step
 from tasks.runs.run import Run
 from tasks.runs.scores import commit_scores
 
@@ -102,12 +103,6 @@ def counterfactual(run: Run, step: int, scoring: AnyScoring, judge: AnyJudge) ->
             run, step, batch, other_batch, own_logprobs - before_logprobs, other_logprobs - before_logprobs
         ),
     )
-
-
-def check_step(run: Run, step: int) -> None:
-    """Raise ConfigError if a step has no committed update."""
-    if step < 1 or not run.store.exists(run.key("updates", step)):
-        raise ConfigError(f"step {step} of run {run.name!r} is not committed; it has steps 1 to {run.last_step()}")
 
 
 def _weights(policy: Policy) -> torch.Tensor:

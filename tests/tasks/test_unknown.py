@@ -194,9 +194,7 @@ def test_only_scorings_that_use_labels_miss_them(tmp_path, monkeypatch, scoring,
     run = start(str(tmp_path), small(scoring=scoring))
     rollouts(run)
     commit_labels(run, Silent(), 1, 0)
-    monkeypatch.setattr(
-        Polynomial, "verify", lambda self, problem, response: Verdict(float(len(response) % 3 == 0), None)
-    )
+    monkeypatch.setattr(Polynomial, "verify", lambda self, problem, text: Verdict(float(sum(map(ord, text)) % 7), None))
     table = run.store.read_table(commit_scores(run, run.config.scoring, Silent(), 1)).to_pylist()
     assert {row["uses_clusters"] for row in table} == {uses_clusters}
     groups = [table[i : i + 4] for i in range(0, 16, 4)]
