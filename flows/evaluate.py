@@ -19,6 +19,7 @@ from flows.progress import Progress, link_report, slug
 from flows.views.results import markdown, results
 from tasks.evaluate import evaluate_shard
 from tasks.runs.benchmarks import leakage
+from tasks.runs.code import provide
 from tasks.runs.evaluating import add_benchmark, model_run
 from tasks.runs.evaluations import choose_judge, choose_step, missing_samples, plan_evaluation
 from tasks.runs.policies import check_prompts
@@ -38,6 +39,7 @@ def evaluate(
     config: str | None = None,
     settings: dict[str, Any] | None = None,
     root: str | None = None,
+    code: str | None = None,
 ) -> None:
     """Evaluate a run's policy, or a model, on a benchmark, or extend what was evaluated.
 
@@ -52,11 +54,13 @@ def evaluate(
         config: with `model`: path of a configuration, for domain, sampling and judge.
         settings: with `model`: values that replace the configuration's, by dotted name.
         root: where artifacts are; $POLYEPO_ROOT or "artifacts" if not given.
+        code: path of a configuration of yours, for the code that it names, if the run was made with code of your own.
 
     Raises:
         ConfigError: before anything is sampled, if this cannot be done.
     """
     root = root or os.environ.get("POLYEPO_ROOT", "artifacts")
+    provide(code)
     wanted = check_evaluation(root, run, model, step, benchmark, num_samples, judge, config, settings)
     opened = open_run(root, run) if run else model_run(root, str(model), benchmark, config, settings)
     if config:

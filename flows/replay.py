@@ -16,8 +16,9 @@ from prefect.artifacts import create_markdown_artifact
 
 from flows.outcome import ends_plainly
 from flows.progress import slug
-from flows.views.compare import code
+from flows.views.compare import code as quoted
 from tasks.replay import counterfactual, replay_policy
+from tasks.runs.code import provide
 from tasks.runs.requests import check_replay
 
 _SHOWN = 20
@@ -34,6 +35,7 @@ def replay(
     set_size: int | None = None,
     output: str | None = None,
     root: str | None = None,
+    code: str | None = None,
 ) -> None:
     """Rebuild the policy after a step; with another scoring or judge, compare the step's update with theirs.
 
@@ -46,8 +48,10 @@ def replay(
         set_size: n of the other scoring.
         output: a folder that does not exist yet, for the rebuilt policy as a Hugging Face model.
         root: where artifacts are; $POLYEPO_ROOT or "artifacts" if not given.
+        code: path of a configuration of yours, for the code that it names, if the run was made with code of your own.
     """
     root = root or os.environ.get("POLYEPO_ROOT", "artifacts")
+    provide(code)
     asked = check_replay(root, run, step, scoring, judge, objective, set_size, output)
     if asked.scoring is None:
         text = rebuilt_markdown(run, replay_policy(root, run, step, output), output)
@@ -66,7 +70,7 @@ def rebuilt_markdown(run: str, found: dict[str, Any], output: str | None) -> str
         verdict = "bit-identical to the committed checkpoint"
     else:
         verdict = f"**not** those of the committed checkpoint, sha256 {found['checkpoint']}"
-    written = f"\n\nWritten to {code(output)}." if output else ""
+    written = f"\n\nWritten to {quoted(output)}." if output else ""
     return f"### {run}: policy after step {found['step']}\n\nWeights sha256 {found['weights']}: {verdict}.{written}"
 
 
@@ -86,6 +90,11 @@ def counterfactual_markdown(run: str, step: int, found: dict[str, Any]) -> str:
     for row in found["clusters"][:_SHOWN]:
         cluster = "degenerate" if row["cluster"] is None else row["cluster"]
         numbers = [row["reward"], row["advantage_own"], row["advantage_other"], row["change_own"], row["change_other"]]
-        cells = [code(row["problem_id"]), str(cluster), str(row["responses"]), *(f"{number:.4f}" for number in numbers)]
+        cells = [
+            quoted(row["problem_id"]),
+            str(cluster),
+            str(row["responses"]),
+            *(f"{number:.4f}" for number in numbers),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -23,6 +23,7 @@ from flows.views.compare import Comparison, compare, markdown
 from polyepo.config import scoring_id
 from polyepo.judges import Estimate
 from tasks.rescore import relabel, rescore_step
+from tasks.runs.code import provide
 from tasks.runs.labels import estimate_labels
 from tasks.runs.requests import check_rescoring
 
@@ -42,6 +43,7 @@ def rescore(
     steps: str | int | list[int] | None = None,
     root: str | None = None,
     estimate: bool = False,
+    code: str | None = None,
 ) -> None:
     """Label and score a run's rollouts anew, then compare with the run's own labels and scores.
 
@@ -55,8 +57,10 @@ def rescore(
         steps: 12, "1-50", "1-50,60" or [1, 2]; all committed steps if not given.
         root: where artifacts are; $POLYEPO_ROOT or "artifacts" if not given.
         estimate: only say how many calls and tokens the judge's labels would take, and what they would cost.
+        code: path of a configuration of yours, for the code that it names, if the run was made with code of your own.
     """
     root = root or os.environ.get("POLYEPO_ROOT", "artifacts")
+    provide(code)
     asked = check_rescoring(root, run, judge, scoring, objective, set_size, verifier, steps)
     opened, chosen_judge, chosen_steps = asked.run, asked.judge, asked.steps
     if estimate:

@@ -40,6 +40,11 @@ class Function(Coded):
 
     function: str
 
+    @property
+    def reference(self) -> str:
+        """What the configuration calls the function."""
+        return self.function
+
     @model_validator(mode="before")
     @classmethod
     def _with_code(cls, value: Any) -> Any:

@@ -117,17 +117,17 @@ def required(reference: str, digest: str | None) -> Code:
     Raises:
         MissingCodeError: nobody here provides it, or what is provided is other code.
     """
-    code = _provided.get(reference)
+    code = _provided.get(reference) if is_reference(reference) else _installed(reference)
     if code is None:
         raise MissingCodeError(
             f"{reference!r} is code that the run's maker brought, and it is not imported because a record names it: "
-            "give your own configuration that names it, by --config FILE"
+            "give your own configuration that names it: polyepo train FILE --run RUN, or --code FILE of another command"
         )
     if code.digest != digest:
         raise MissingCodeError(
             f"{reference!r} is other code than the run's: the run has SHA-256 {str(digest)[:12]}, "
             f"{_shown(code.path)} has {code.digest[:12]}. Restore it (the run keeps its text under code/), or "
-            "go on with the new code by polyepo train CONFIG --run RUN --allow-changed-code"
+            "go on with the new code: polyepo train FILE --run RUN --allow-changed-code"
         )
     return code
 
@@ -273,6 +273,12 @@ def _declared(kind: Kind) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=_GROUPS[kind])} if kind in _GROUPS else {}
 
 
+def _installed(name: str) -> Code | None:
+    """What an installed package declares under a bare name, of whatever kind."""
+    kinds: tuple[Kind, ...] = ("domain", "judge", "objective", "sampler")
+    return next((code for kind in kinds if (code := _from_entry_point(name, kind))), None)
+
+
 def _from_entry_point(name: str, kind: Kind) -> Code | None:
     point = _declared(kind).get(name)
     if point is None:
@@ -293,6 +299,11 @@ class Coded(Section):
 
     code: str | None = Field(None, exclude_if=lambda digest: digest is None)
     """SHA-256 of that code, filled in when it is imported: with other code it is another section."""
+
+    @property
+    def reference(self) -> str:
+        """What the configuration calls that code."""
+        return str(getattr(self, "name", ""))
 
 
 def _tagged(section: type[BaseModel], name: str, value: dict[str, Any]) -> BaseModel:

@@ -46,10 +46,9 @@ def results_only(section: BaseModel) -> dict[str, Any]:
 
 def _without_operational(section: BaseModel, dumped: dict[str, Any]) -> dict[str, Any]:
     kept = {}
-    for name, field in type(section).model_fields.items():
-        # A default that older versions did not have is left out of the dump.
-        if name not in dumped or any(isinstance(mark, Operational) for mark in field.metadata):
-            continue
-        value = getattr(section, name)
-        kept[name] = _without_operational(value, dumped[name]) if isinstance(value, BaseModel) else dumped[name]
+    # The dump leaves out defaults that older versions did not have, and holds the settings of code that is not here.
+    for name, value in dumped.items():
+        if name not in operational(type(section)):
+            part = getattr(section, name)
+            kept[name] = _without_operational(part, value) if isinstance(part, BaseModel) else value
     return kept

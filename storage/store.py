@@ -253,6 +253,10 @@ class Store:
             record |= change["replaced"]
         return record
 
+    def keep_source(self, run: str, digest: str, text: str) -> None:
+        """Keep the text of code that a run was made with, under its SHA-256, to be read."""
+        self.files.create(f"runs/{check_name('run', run)}/code/{check_name('digest', digest)}.py", text.encode())
+
     def settings_changes(self, run: str) -> list[dict[str, Any]]:
         """What was noted by `add_settings`, oldest first: `changed_at`, `changes` in words, and what was `replaced`."""
         return [self._json(f"{_settings_folder(run)}/{name}") or {"replaced": {}} for name in self._settings(run)]

@@ -15,6 +15,9 @@ ScoringOption = Annotated[str | None, typer.Option(help='Another scoring section
 ObjectiveOption = Annotated[
     str | None, typer.Option(help="Another set objective: polychromic, pass_at_n, mean_reward.")
 ]
+CodeOption = Annotated[
+    Path | None, typer.Option(help="A configuration of yours: runs made with code that it names may use it.")
+]
 SetSizeOption = Annotated[int | None, typer.Option(help="Another n, responses per set.")]
 
 
@@ -30,16 +33,20 @@ def evaluate(
     judge: JudgeOption = None,
     config: Annotated[Path | None, typer.Option(help="With --model: domain, sampling and judge.")] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="With --config: replace a setting.")] = None,
+    code: CodeOption = None,
     root: RootOption = "artifacts",
 ) -> None:
     """Sample, grade and label a benchmark's problems by a run's policy or any model; adds to what is there."""
+    from tasks.runs.code import provide
     from tasks.runs.requests import check_evaluation
+
+    provide(_text(code))
 
     settings = parse_settings(changes or []) or None
     check_evaluation(root, run, model, step, benchmark, num_samples, _text(judge), _text(config), settings)
     parameters = {"run": run, "model": model, "step": step, "benchmark": benchmark, "num_samples": num_samples,
                   "judge": _text(judge), "config": _text(config), "settings": settings,
-                  "root": root}  # fmt: skip
+                  "root": root, "code": _text(code)}  # fmt: skip
     more = ["polyepo", "evaluate", *([run] if run else ["--model", str(model)]), "--benchmark", benchmark]
     more += [*(["--step", str(step)] if step is not None else []), "--root", root]
     _run(
@@ -60,16 +67,20 @@ def rescore(
     ] = None,
     steps: Annotated[str | None, typer.Option(help="12, 1-50 or 1-50,60; all if not given.")] = None,
     estimate: Annotated[bool, typer.Option("--estimate", help="Only say what the judge's labels would cost.")] = False,
+    code: CodeOption = None,
     root: ExistingRoot = "artifacts",
 ) -> None:
     """Label and score saved rollouts anew, next to what is there, and compare; nothing is sampled."""
+    from tasks.runs.code import provide
     from tasks.runs.requests import check_rescoring, parse_section
+
+    provide(_text(code))
 
     wanted, verified = parse_section("--scoring", scoring), parse_section("--verifier", verifier)
     asked = check_rescoring(root, run, _text(judge), wanted, objective, set_size, verified, steps)
     parameters = {"run": run, "judge": _text(judge), "scoring": wanted, "objective": objective,
                   "set_size": set_size, "verifier": verified, "steps": steps, "estimate": estimate,
-                  "root": root}  # fmt: skip
+                  "root": root, "code": _text(code)}  # fmt: skip
     own = asked.run.config.judge.judge_id
     compare = shell_command("polyepo", "compare", run, own, asked.judge.judge_id, "--root", root)
     again = shell_command("polyepo", "show", run, "--root", root), "one prompt's responses, cluster by cluster"
@@ -85,15 +96,20 @@ def replay(
     objective: ObjectiveOption = None,
     set_size: SetSizeOption = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the rebuilt policy.")] = None,
+    code: CodeOption = None,
     root: ExistingRoot = "artifacts",
 ) -> None:
     """Rebuild the policy after a step from what was saved; or compare the step's update with another scoring's."""
+    from tasks.runs.code import provide
     from tasks.runs.requests import check_replay, parse_section
+
+    provide(_text(code))
 
     wanted = parse_section("--scoring", scoring)
     check_replay(root, run, step, wanted, _text(judge), objective, set_size, _text(output))
     parameters = {"run": run, "step": step, "scoring": wanted, "judge": _text(judge), "objective": objective,
-                  "set_size": set_size, "output": _text(output and output.absolute()), "root": root}  # fmt: skip
+                  "set_size": set_size, "output": _text(output and output.absolute()), "root": root,
+                  "code": _text(code)}  # fmt: skip
     show = shell_command("polyepo", "show", run, "--step", str(step), "--root", root)
     _run("replay", parameters, "gpu-worker", (show, "the step's responses, cluster by cluster"))
 

@@ -26,16 +26,22 @@ def train(
         list[str] | None, typer.Option("--set", help="Replace a setting of the config, such as seed=1; repeatable.")
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the run's log at the end.")] = False,
+    allow_changed_code: Annotated[
+        bool,
+        typer.Option("--allow-changed-code", help="Go on although code that the config names is another; noted."),
+    ] = False,
 ) -> None:
     """Start or reuse a local Prefect server and worker, run the deployment poly-epo/train, and follow it."""
     console = Console()
     settings = parse_settings(changes or [])
     from tasks.runs.groups import exists
-    from tasks.runs.preflight import check, describe
+    from tasks.runs.preflight import accept_changed_code, check, describe
 
     config = config or (None if run and exists(root, run) else QUICKSTART)
     training = describe(root, config, run, settings)
-    check(root, training)
+    check(root, training, allow_changed_code)
+    if allow_changed_code:
+        accept_changed_code(root, training)
     from flows import follow
     from flows.outcome import REFUSED, STOPPED
     from flows.services import local_stack

@@ -16,6 +16,7 @@ from polyepo.domains import Demonstrated, Problem
 from polyepo.policy.source import check_device, identify
 from storage import Store, open_store
 from storage.layout import check_name
+from tasks.runs.code import check_provided
 from tasks.runs.groups import Arm, arms_of, members
 from tasks.runs.record import RunExistsError, check_resume, recorded_arm, recorded_config
 from tasks.runs.run import Run, check_arm, create_or_resume, open_run, read_splits
@@ -57,8 +58,13 @@ def describe(root: str, config: str | Path | None, run: str | None, settings: di
     return Training(run, configs, arms)
 
 
-def check(root: str, training: Training) -> None:
+def check(root: str, training: Training, allow_changed_code: bool = False) -> None:
     """Refuse what cannot be trained; nothing is written but a probe of the root.
+
+    Args:
+        root: where artifacts are.
+        training: what is asked for.
+        allow_changed_code: whether code that a run's maker brought may be other than it was.
 
     Raises:
         ConfigError: a name, setting, file, model, device, package or key is not what it must be. What only the weights
@@ -71,10 +77,11 @@ def check(root: str, training: Training) -> None:
     store.check()
     _check_group(store, training)
     for name, config in training.runs.items():
+        check_provided(config)
         record = store.run_record(name)
         if record is not None:
             check_arm(name, record, training.arms[name])
-            check_resume(store, name, record, config, open_run(root, name).last_step())
+            check_resume(store, name, record, config, open_run(root, name).last_step(), allow_changed_code)
         check_here(config, trained_on=(record or {}).get("device"))
         if record is None:
             check_model(config, [problem for split in read_splits(config).values() for problem in split])
@@ -84,6 +91,13 @@ def prepare(root: str, training: Training) -> list[Run]:
     """Check, then make or open the runs. Raises as `check`."""
     check(root, training)
     return [create_or_resume(root, name, config, training.arms[name]) for name, config in training.runs.items()]
+
+
+def accept_changed_code(root: str, training: Training) -> None:
+    """Note in the records of existing runs that they go on with other code than they were begun with."""
+    for name, config in training.runs.items():
+        if open_store(root).run_record(name) is not None:
+            create_or_resume(root, name, config, training.arms[name], allow_changed_code=True)
 
 
 def check_here(config: RunConfig, trained_on: str | None = None) -> None:

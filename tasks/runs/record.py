@@ -17,6 +17,7 @@ from polyepo.config import ConfigError, RunConfig, as_settings, differences
 from polyepo.policy.source import device_kind, files_digest, identify
 from polyepo.section import results_only
 from storage import Store
+from tasks.runs.code import code_record
 from tasks.runs.groups import Arm
 from tasks.runs.version import code_version
 
@@ -47,6 +48,7 @@ def run_record(name: str, config: RunConfig, arm: Arm | None = None, parent: Par
         "scoring": config.scoring_id,
         **({"group": arm.group, "arm": arm.arm, "arms": arm.arms} if arm else {"group": None}),
         **({"parent": {"run": parent.run, "step": parent.step}} if parent else {}),
+        **code_record(config),
         "code_version": code_version(),
         "python": platform.python_version(),
         "packages": {package: version(package) for package in ("torch", "transformers", "numpy", "pyarrow", "prefect")},
@@ -85,10 +87,18 @@ def recorded_parent(record: dict[str, Any]) -> Parent | None:
     return Parent(parent["run"], parent["step"]) if parent else None
 
 
-def check_resume(store: Store, name: str, record: dict[str, Any], wanted: RunConfig, steps_done: int) -> list[str]:
+def check_resume(
+    store: Store,
+    name: str,
+    record: dict[str, Any],
+    wanted: RunConfig,
+    steps_done: int,
+    allow_changed_code: bool = False,
+) -> list[str]:
     """What of an existing run's settings is another from now on, one line each.
 
-    Settings that change no result may differ; `steps` and `evaluation.num_samples` may grow.
+    Settings that change no result may differ; `steps` and `evaluation.num_samples` may grow. Code that the run's maker
+    brought may have changed, if that is allowed.
 
     Raises:
         RunExistsError: something that changes results differs; the message shows it.
@@ -96,7 +106,8 @@ def check_resume(store: Store, name: str, record: dict[str, Any], wanted: RunCon
     before = recorded_config(name, record)
     wanted = _pinned(before, wanted, record)
     there = f"run {name!r} exists under {store.root!r}"
-    if results_only(before) != results_only(wanted):
+    changed = differences(results_only(before), results_only(wanted))
+    if changed and not (allow_changed_code and all(line.split(": ")[0].endswith(".code") for line in changed)):
         raise RunExistsError(_refusal(store, name, there, before, wanted, steps_done))
     if wanted.steps < steps_done:
         raise RunExistsError(f"{there} with {steps_done} committed steps: steps {wanted.steps} must not be fewer")
@@ -126,6 +137,9 @@ def _refusal(store: Store, name: str, there: str, before: RunConfig, wanted: Run
     changed = differences(results_only(before), results_only(wanted))
     lines = [f"{there} with another configuration:", *(f"  {line}" for line in changed)]
     lines.append("Give this one another run name, or restore the old values to resume it.")
+    if all(line.split(": ")[0].endswith(".code") for line in changed):
+        lines.append("To go on with the new code, which is noted in the run's record: --allow-changed-code")
+        return "\n".join(lines)
     if steps_done and not any(line.startswith(NOT_FORKED) for line in changed):
         free = next(run for n in count(2) if store.run_record(run := f"{name}-{n}") is None)
         settings = as_settings(results_only(before), results_only(wanted))

@@ -15,6 +15,7 @@ from polyepo.domains import AnyDomain
 from polyepo.judges import AnyJudge
 from tasks.runs.benchmarks import benchmark_name, heldout
 from tasks.runs.choices import choose_scoring, choose_steps, choose_verifier
+from tasks.runs.code import check_provided
 from tasks.runs.evaluations import HELDOUT, choose_step
 from tasks.runs.run import Run, open_run
 
@@ -73,6 +74,7 @@ def check_evaluation(
         )
     if run:
         opened = open_run(root, run)
+        check_provided(opened.config)
         choose_step(opened, step)
         if benchmark == HELDOUT:
             heldout(opened)
@@ -93,6 +95,7 @@ def check_rescoring(
     opened = open_run(root, run)
     chosen = load_judge(judge) if judge else opened.config.judge
     chosen.check_ready()
+    check_provided(opened.config)
     return Rescoring(
         opened,
         chosen,

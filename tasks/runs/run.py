@@ -19,6 +19,7 @@ from polyepo.judges import Judge
 from polyepo.schemas import PROBLEMS
 from polyepo.seeds import derive_seed
 from storage import ArtifactKey, Manifest, Provenance, Store, open_store
+from tasks.runs.code import code_record, keep_sources
 from tasks.runs.groups import Arm, no_such_run
 from tasks.runs.record import (
     Parent,
@@ -125,7 +126,9 @@ def open_run(root: str, name: str) -> Run:
     return Run(store, name, config, record.get("config_hash") or config.digest, recorded_parent(record))
 
 
-def create_or_resume(root: str, name: str, config: RunConfig, arm: Arm | None = None) -> Run:
+def create_or_resume(
+    root: str, name: str, config: RunConfig, arm: Arm | None = None, allow_changed_code: bool = False
+) -> Run:
     """Make a run, or open the one that exists; settings that change no result may differ, which is noted with it.
 
     Raises:
@@ -141,8 +144,9 @@ def create_or_resume(root: str, name: str, config: RunConfig, arm: Arm | None = 
         record = store.create_run(name, run_record(name, config, arm) | trained_record(config))
     check_arm(name, record, arm)
     steps_done = open_run(root, name).last_step()
-    changes = check_resume(store, name, record, config, steps_done)
-    replaced = {"config": config.model_dump(mode="json")} if changes else {}
+    changes = check_resume(store, name, record, config, steps_done, allow_changed_code)
+    replaced = {"config": config.model_dump(mode="json"), **code_record(config)} if changes else {}
+    keep_sources(store, name, config)
     if "model" not in record and config.policy.model:  # by a version that pinned none
         replaced |= trained_record(config)
         changes.append(f"model: {json.dumps(replaced['model'])}")
