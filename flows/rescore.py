@@ -20,8 +20,8 @@ from prefect.futures import PrefectFuture
 from flows.outcome import ends_plainly
 from flows.progress import Progress, link_report, slug
 from flows.views.compare import Comparison, compare, markdown
-from polyepo.config import scoring_id
 from polyepo.judges import Estimate
+from polyepo.scoring import scoring_id
 from tasks.rescore import relabel, rescore_step
 from tasks.runs.code import provide
 from tasks.runs.labels import estimate_labels

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
-import math
 import os
 import re
 from pathlib import Path
@@ -15,15 +13,14 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from polyepo.advantages import MAX_ENUMERATED_SETS
-from polyepo.domains import AnyDomain, Demonstrated, Domain
+from polyepo.domains import AnyDomain, Demonstrated
 from polyepo.domains.missing import MissingDomain
 from polyepo.errors import ConfigError
 from polyepo.explain import explain, is_setting, keys
-from polyepo.judges import AnyJudge, Judge
-from polyepo.objectives import MeanReward, PassAtN, Polychromic
+from polyepo.judges import AnyJudge
 from polyepo.plugins import given_by_user
-from polyepo.section import Operational, Section, results_only
+from polyepo.scoring import AnyScoring, SetScoring, check_scoring, scoring_id
+from polyepo.section import Operational, Section, digest, results_only
 
 _MIN_BFLOAT16_LR = 1e-5
 # SQL knows seeds as signed 64-bit integers, as torch does.
@@ -207,88 +204,6 @@ class VLLMSampling(Section):
 AnySampling = Annotated[TransformersSampling | VLLMSampling, Field(discriminator="name")]
 
 
-class OverlongPenalty(Section):
-    """The soft overlong punishment of DAPO (arXiv 2503.14476): long responses lose reward before sets are scored.
-
-    Up to max_response_tokens - buffer_tokens nothing; from there on linearly, `factor` at max_response_tokens.
-    """
-
-    buffer_tokens: int = Field(ge=1)
-    factor: float = Field(1.0, gt=0)
-
-
-class AnyMethod(Section):
-    """What every scoring has."""
-
-    overlong_penalty: OverlongPenalty | None = Field(None, exclude_if=lambda penalty: penalty is None)
-    max_ungraded_rate: Annotated[float, Operational()] = Field(0.05, ge=0, le=1, exclude_if=lambda rate: rate == 0.05)
-    """Share of a step's responses that could not be graded above which the run stops. Their prompts take no part."""
-
-    @property
-    def uses_clusters(self) -> bool:
-        """Whether advantages depend on clusters: if they do, a prompt without labels takes no part."""
-        return True
-
-
-class SetScoring(AnyMethod):
-    """Marginal set advantages of a set objective (Poly-EPO)."""
-
-    method: Literal["poly_epo"] = "poly_epo"
-    objective: Literal["polychromic", "pass_at_n", "mean_reward"] = "polychromic"
-    require_two_clusters: bool = True
-    """Polychromic only: a set that sits in a single cluster scores 0."""
-    set_size: int = Field(4, ge=1)
-    """n: responses per set."""
-    num_sets: int | None = Field(None, ge=1)
-    """K sets drawn without replacement; all C(N, n) of them, in closed form, if not given."""
-    aggregate: Literal["mean", "sum"] = "mean"
-
-    def set_objective(self) -> Polychromic | PassAtN | MeanReward:
-        """The set objective this section names."""
-        if self.objective == "polychromic":
-            return Polychromic(self.require_two_clusters)
-        return PassAtN() if self.objective == "pass_at_n" else MeanReward()
-
-    @property
-    def uses_clusters(self) -> bool:
-        """Whether the set objective looks at clusters; one that does not say so does."""
-        return bool(getattr(self.set_objective(), "uses_clusters", True))
-
-
-class GRPOScoring(AnyMethod):
-    """A_i = r_i - mean r."""
-
-    method: Literal["grpo"]
-
-    @property
-    def uses_clusters(self) -> bool:
-        """No: rewards are all it takes."""
-        return False
-
-
-class GRPODivScoring(AnyMethod):
-    """A_i = z_i - mean z, with z_i = r_i + weight * d_i: an additive diversity bonus per response."""
-
-    method: Literal["grpo_div"]
-    weight: float = Field(0.5, ge=0)
-
-
-Scoring = SetScoring | GRPOScoring | GRPODivScoring
-AnyScoring = Annotated[Scoring, Field(discriminator="method")]
-
-
-def scoring_id(scoring: Scoring, judge: Judge, verifier: Domain | None = None) -> str:
-    """The name of a scoring in the store: what it is, then what exactly, of which judge's labels.
-
-    A verifier other than the run's own domain belongs to it.
-    """
-    decides = scoring.model_dump(mode="json", exclude={"max_ungraded_rate"})
-    content: dict[str, Any] = {"scoring": decides, "judge": judge.judge_id}
-    if verifier is not None:
-        content["verifier"] = verifier.model_dump(mode="json")
-    return f"{scoring.method}-{digest(content)[:8]}"
-
-
 class UpdateConfig(Section):
     """The clipped policy-gradient update (arXiv 2604.17654, Table 1)."""
 
@@ -370,7 +285,7 @@ class RunConfig(Section):
                 f"update.prompts_per_minibatch {update.prompts_per_minibatch} must not exceed "
                 f"sampling.prompts_per_step {sampling.prompts_per_step}"
             )
-        check_scoring(self.scoring, sampling)
+        check_scoring(self.scoring, sampling.num_responses, sampling.max_response_tokens)
         if self.policy.warm_start and not isinstance(self.domain, Demonstrated | MissingDomain):
             raise ValueError(
                 f"policy.warm_start needs a domain with demonstrations, and {self.domain.name!r} has none: "
@@ -507,11 +422,6 @@ def _same_kind(before: dict[str, Any], after: dict[str, Any]) -> bool:
     return before.keys() <= after.keys() and all(before.get(tag) == after.get(tag) for tag in ("name", "method"))
 
 
-def digest(content: Any) -> str:
-    """SHA-256 of content's canonical JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML mapping. Raises ConfigError if the file is missing or holds none."""
     try:
@@ -541,37 +451,6 @@ def _check_updates_survive(run: RunConfig) -> None:
             f"policy.dtype bfloat16 with update.lr {run.update.lr:g}: an optimizer step changes a weight by about lr, "
             f"and bfloat16 rounds that away for every weight above {run.update.lr * 2**9:.0e}; set policy.dtype: "
             f"float32, or a learning rate of at least {_MIN_BFLOAT16_LR:g}"
-        )
-
-
-def check_scoring(scoring: Scoring, sampling: SamplingConfig) -> None:
-    """Raise ValueError if responses that are sampled so cannot be scored so."""
-    penalty, limit = scoring.overlong_penalty, sampling.max_response_tokens
-    if penalty and penalty.buffer_tokens > limit:
-        raise ValueError(
-            f"scoring.overlong_penalty.buffer_tokens {penalty.buffer_tokens} must not exceed "
-            f"sampling.max_response_tokens {limit}"
-        )
-    if isinstance(scoring, SetScoring):
-        _check_sets(scoring, sampling.num_responses)
-
-
-def _check_sets(scoring: SetScoring, num_responses: int) -> None:
-    """Raise ValueError if sets of n, or K of them, cannot be drawn from N responses."""
-    if scoring.set_size > num_responses:
-        raise ValueError(
-            f"scoring.set_size (n) {scoring.set_size} must not exceed sampling.num_responses (N) {num_responses}"
-        )
-    num_all = math.comb(num_responses, scoring.set_size)
-    if scoring.num_sets and scoring.num_sets > num_all:
-        raise ValueError(
-            f"scoring.num_sets (K) {scoring.num_sets} must not exceed "
-            f"C({num_responses}, {scoring.set_size}) = {num_all}"
-        )
-    if scoring.num_sets and scoring.num_sets > MAX_ENUMERATED_SETS:
-        raise ValueError(
-            f"scoring.num_sets (K) {scoring.num_sets} must not exceed {MAX_ENUMERATED_SETS}; "
-            "leave it out for all sets in closed form"
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -52,3 +54,8 @@ def _without_operational(section: BaseModel, dumped: dict[str, Any]) -> dict[str
             part = getattr(section, name)
             kept[name] = _without_operational(part, value) if isinstance(part, BaseModel) else value
     return kept
+
+
+def digest(content: Any) -> str:
+    """SHA-256 of content's canonical JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

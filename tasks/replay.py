@@ -8,8 +8,8 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from polyepo.config import AnyScoring
 from polyepo.judges import AnyJudge
+from polyepo.scoring import AnyScoring
 from tasks.runs import replaying
 from tasks.runs.run import open_run
 

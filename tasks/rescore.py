@@ -5,9 +5,9 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from polyepo.config import AnyScoring
 from polyepo.domains import AnyDomain
 from polyepo.judges import AnyJudge
+from polyepo.scoring import AnyScoring
 from tasks.runs.labels import commit_labels
 from tasks.runs.run import open_run
 from tasks.runs.scores import commit_scores

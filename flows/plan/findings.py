@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 from flows.plan.amounts import PROCESS_BYTES, Amounts, Memory, Problems
 from flows.plan.facts import ModelFacts
-from polyepo.config import RunConfig, SetScoring
+from polyepo.config import RunConfig
 from polyepo.findings import Finding, Severity, config_findings
 from polyepo.judges import LLMJudge
+from polyepo.scoring import SetScoring
 
 # malloc and CUDA's allocator keep freed pieces that fit nowhere: up to 1.4 times what is used was seen on the CPU.
 _ALLOCATOR = 1.4

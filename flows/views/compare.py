@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.views.terminal import safe_text
-from polyepo.config import ConfigError, scoring_id
+from polyepo.config import ConfigError
 from polyepo.judges import Judge
+from polyepo.scoring import scoring_id
 from storage import connect, rows
 from tasks.runs.run import Run, open_run
 

@@ -14,12 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.views.terminal import safe_text
-from polyepo.config import ConfigError, digest, load_judge
+from polyepo.config import ConfigError, load_judge
 from polyepo.domains import AnyDomain, Countdown, Multiplication, Polynomial
 from polyepo.judges import Group, Judge
 from polyepo.judges.bench import BenchCalls, Measured, Suite, domain_suite, human_suite, measure
 from polyepo.judges.llm.limits import JudgeError
 from polyepo.judges.sheet import write_sheet
+from polyepo.section import digest
 from storage import connect, rows
 from tasks.runs.run import open_run
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from polyepo.config import RunConfig, SetScoring
+from polyepo.config import RunConfig
+from polyepo.scoring import SetScoring
 
 
 class Severity(IntEnum):

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from statistics import fmean, median, stdev
 
-from polyepo.config import RunConfig, SetScoring
+from polyepo.config import RunConfig
 from polyepo.findings.base import Finding, Severity
 from polyepo.findings.evidence import MIN_PROMPTS, RECENT, Evidence, HeldOut
+from polyepo.scoring import SetScoring
 
 _NO_ENTROPY = 0.02
 """Nats per token: of 50 tokens one is in doubt, so a prompt's responses are copies of one another."""

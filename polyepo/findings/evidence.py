@@ -8,7 +8,8 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from polyepo.config import GRPODivScoring, RunConfig, SetScoring
+from polyepo.config import RunConfig
+from polyepo.scoring import GRPODivScoring, SetScoring
 
 RECENT = 20
 """Steps that count as now, and as the start: enough prompts for a rate, few enough to notice a change."""

@@ -6,10 +6,10 @@ reason.
 
 from __future__ import annotations
 
-from polyepo.config import GRPODivScoring, SetScoring
 from polyepo.findings.base import Finding, Severity, config_findings
 from polyepo.findings.evidence import Evidence
 from polyepo.judges import LLMJudge
+from polyepo.scoring import GRPODivScoring, SetScoring
 
 # --- gradients
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from polyepo.config import AnyMethod, AnyScoring, ConfigError, Scoring, SetScoring, check_scoring, validated
+from polyepo.config import ConfigError, validated
 from polyepo.domains import AnyDomain
+from polyepo.scoring import AnyMethod, AnyScoring, Scoring, SetScoring, check_scoring
 from tasks.runs.run import Run
 
 _SETS = SetScoring().method
@@ -39,7 +40,7 @@ def choose_scoring(run: Run, scoring: dict[str, Any] | None, objective: str | No
             raise ConfigError(f"{key} {value!r} contradicts scoring {scoring!r}: give one of them")
     chosen = validated(AnyScoring, base | changes, "scoring")
     try:
-        check_scoring(chosen, run.config.sampling)
+        check_scoring(chosen, run.config.sampling.num_responses, run.config.sampling.max_response_tokens)
     except ValueError as error:
         raise ConfigError(f"run {run.name!r} cannot be scored so: {error}") from None
     return chosen

@@ -11,12 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from polyepo.config import ConfigError, PolicyConfig, RunConfig, SamplingConfig, digest, load_config
+from polyepo.config import ConfigError, PolicyConfig, RunConfig, SamplingConfig, load_config
 from polyepo.domains import Maths
 from polyepo.judges import CallLog, Group, Judge, Label, ProgramJudge
 from polyepo.policy.model import check_prompt_tokens
 from polyepo.policy.source import identify
 from polyepo.schemas import EVALS
+from polyepo.section import digest
 from storage import ArtifactKey, open_store
 from tasks.runs.benchmarks import benchmark_name, heldout, maths_of, open_benchmark
 from tasks.runs.calls import FIRST_EVALUATION_SHARD, kept_calls

@@ -12,11 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from polyepo.config import ConfigError, PolicyConfig, RunConfig, SamplingConfig, SetScoring
+from polyepo.config import ConfigError, PolicyConfig, RunConfig, SamplingConfig
 from polyepo.domains import Domain, Problem
 from polyepo.imports import BadRow, Columns, Format, ImportedResponse, read_responses
 from polyepo.judges import ProgramJudge
 from polyepo.schemas import ROLLOUTS, SCORES
+from polyepo.scoring import SetScoring
 from storage import ArtifactKey, Provenance, StoreError, open_store
 from tasks.runs.run import code_version, commit_problems, run_record
 from tasks.runs.scores import IMPORTED

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from polyepo.config import RunConfig, digest
+from polyepo.config import RunConfig
+from polyepo.section import digest
 from storage import ModelKey, Store
 from storage.layout import AnyKey
 from tasks.runs.run import Run

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from polyepo.config import AnyScoring, ConfigError, scoring_id
+from polyepo.config import ConfigError
 from polyepo.judges import AnyJudge
 from polyepo.policy.checkpoint import load_checkpoint, save_checkpoint
 from polyepo.policy.model import Policy, response_logprobs, weights_digest
 from polyepo.policy.update import Batch
+from polyepo.scoring import AnyScoring, scoring_id
 from tasks.runs.labels import commit_labels
 from tasks.runs.policies import apply_update, check_replay, rebuild, training_batch
 from tasks.runs.requests import check_step

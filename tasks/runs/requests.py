@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyepo.config import ConfigError, Scoring, load_config, load_judge
+from polyepo.config import ConfigError, load_config, load_judge
 from polyepo.domains import AnyDomain
 from polyepo.judges import AnyJudge
+from polyepo.scoring import Scoring
 from tasks.runs.benchmarks import benchmark_name, heldout
 from tasks.runs.choices import choose_scoring, choose_steps, choose_verifier
 from tasks.runs.code import check_provided

@@ -12,12 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from polyepo.advantages import grpo_advantages, grpo_div_advantages, marginal_set_advantages
-from polyepo.config import ConfigError, GRPOScoring, Scoring, SetScoring, scoring_id
+from polyepo.config import ConfigError
 from polyepo.domains import Domain, Problem, Ungraded, Verdict
 from polyepo.judges import Judge
 from polyepo.objectives import DEGENERATE
 from polyepo.schemas import SCORES
+from polyepo.scoring import Scoring, scoring_id
 from polyepo.seeds import derive_seed
 from storage import ArtifactKey
 from tasks.runs.labels import is_labelled
@@ -78,14 +78,12 @@ def score_table(run: Run, scoring: Scoring, judge: Judge, step: int, verifier: D
         # A prompt with a response that is not graded, or that needs a label and has none, gets no made-up signal.
         whole_P = ~np.isnan(rewards_PN).any(-1) & (labelled_P | (not scoring.uses_clusters))
         penalized_PN = np.nan_to_num(rewards_PN) - penalties[np.array(members)]
-        values[np.array(members)] = np.where(
-            whole_P[:, None], advantages(scoring, penalized_PN, clusters_PN, seed), 0.0
-        )
+        values[np.array(members)] = np.where(whole_P[:, None], scoring.advantages(penalized_PN, clusters_PN, seed), 0.0)
     constant = {
         "run": run.name,
         "step": step,
         "scoring": scoring_id(scoring, judge, verifier),
-        "objective": objective_name(scoring),
+        "objective": scoring.objective_name,
         "judge": judge.judge_id,
         "verifier": domain.name,
         "uses_clusters": scoring.uses_clusters,
@@ -230,27 +228,3 @@ def overlong_penalties(run: Run, scoring: Scoring, rows: list[dict[str, Any]]) -
     lengths_R = np.array([len(row["response_token_ids"]) for row in rows])
     excess_R = lengths_R - (limit - penalty.buffer_tokens)
     return penalty.factor * np.clip(excess_R / penalty.buffer_tokens, 0, 1)
-
-
-def advantages(scoring: Scoring, rewards_PN: np.ndarray, clusters_PN: np.ndarray, seed: int) -> np.ndarray:
-    """Advantages (P, N) by a scoring; the seed is for scorings that draw sets."""
-    if isinstance(scoring, SetScoring):
-        if rewards_PN.shape[-1] < scoring.set_size:
-            return np.zeros_like(rewards_PN)  # too few responses for a single set
-        return marginal_set_advantages(
-            rewards_PN,
-            clusters_PN,
-            scoring.set_size,
-            scoring.set_objective(),
-            num_sets=scoring.num_sets,
-            seed=seed,
-            aggregate=scoring.aggregate,
-        )
-    if isinstance(scoring, GRPOScoring):
-        return grpo_advantages(rewards_PN)
-    return grpo_div_advantages(rewards_PN, clusters_PN, scoring.weight)
-
-
-def objective_name(scoring: Scoring) -> str:
-    """What the scores table calls the objective."""
-    return scoring.objective if isinstance(scoring, SetScoring) else scoring.method

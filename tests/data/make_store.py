@@ -11,10 +11,11 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from polyepo.config import Config, GRPOScoring
+from polyepo.config import Config
 from polyepo.domains import Maths
 from polyepo.imports import Columns
 from polyepo.judges import AnswerJudge
+from polyepo.scoring import GRPOScoring
 from tasks.checkpoint import checkpoint, warm_start
 from tasks.evaluate import evaluate
 from tasks.judge import judge

@@ -440,13 +440,11 @@ def test_torch_is_not_loaded_to_say_that_there_is_no_model(file):
 
 @pytest.mark.parametrize("scoring", [{"set_size": 4}, {"set_size": 1}, {"num_sets": 1}])
 def test_scorings_called_pointless_give_no_advantage(scoring):
-    from tasks.runs.scores import advantages
-
     config = one(scoring=scoring)
     rewards = np.array([[1.0, 0, 1, 0.5]])
     clusters = np.array([[0, 1, 2, 0]])
-    assert not advantages(config.scoring, rewards, clusters, seed=0).any()
-    assert advantages(one().scoring, rewards, clusters, seed=0).any()
+    assert not config.scoring.advantages(rewards, clusters, seed=0).any()
+    assert one().scoring.advantages(rewards, clusters, seed=0).any()
 
 
 def test_memory_that_is_too_small_says_what_would_fit():

@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.views.compare import compare, markdown, render
-from polyepo.config import ConfigError, SetScoring, load_judge, scoring_id
+from polyepo.config import ConfigError, load_judge
 from polyepo.judges import AnswerJudge
 from polyepo.judges.sheet import response_id
 from polyepo.metrics import adjusted_rand_index, rank_correlation
+from polyepo.scoring import SetScoring, scoring_id
 from tasks.replay import counterfactual, replay_policy
 from tasks.runs.choices import choose_scoring, choose_steps, choose_verifier
 from tests.flows.conftest import STEPS, finish, kill_at, start

@@ -12,13 +12,13 @@ from polyepo.config import (
     RunConfig,
     as_settings,
     differences,
-    digest,
     load_config,
     load_judge,
     parse_config,
     with_settings,
 )
 from polyepo.domains import Maths
+from polyepo.section import digest
 from tests.conftest import small_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from flows.views.compare import compare
 from flows.views.export import export_run
 from polyepo import metrics
-from polyepo.config import ConfigError, SetScoring, scoring_id
+from polyepo.config import ConfigError
 from polyepo.domains import Countdown, Maths, Ungraded
 from polyepo.imports import BadRow, Columns, read_responses
 from polyepo.judges import AnswerJudge, ProgramJudge
+from polyepo.scoring import SetScoring, scoring_id
 from storage import connect, open_store, rows
 from storage.verify import verify_run
 from tasks.runs.imports import import_rollouts

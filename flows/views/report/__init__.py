@@ -120,6 +120,7 @@ def _scoring(run: Run) -> str:
         return "GRPO"
     if scoring.method == "grpo_div":
         return f"GRPO + {scoring.weight:g} × diversity"
-    name = {"polychromic": "Poly-EPO", "pass_at_n": "pass@n", "mean_reward": "mean reward"}[scoring.objective]
+    ours = {"polychromic": "Poly-EPO", "pass_at_n": "pass@n", "mean_reward": "mean reward"}
+    name = ours.get(scoring.objective_name, scoring.objective_name)
     sets = "" if scoring.num_sets is None else f", K = {scoring.num_sets} sets"
     return f"{name}, n = {scoring.set_size} of N = {size}{sets}"
