@@ -133,9 +133,13 @@ class Catalog:
             self.connection.execute("\n".join([self._runs_view(), *queries().values()]))
 
     def init_sql(self) -> str:
-        """SQL that makes the same views and macros in any DuckDB that can read the root's files."""
+        """SQL that makes the same views and macros in any DuckDB that can read the root's files.
+
+        It names the files that are committed now, by absolute path.
+        """
         views = [_view(name, schema, self._readers(name)) for name, schema in TABLES.items()]
-        return "\n".join([self._runs_view(), *views, *queries().values()])
+        note = "-- A snapshot: the files that were committed when this was printed, by absolute path."
+        return "\n".join([note, self._runs_view(), *views, *queries().values()])
 
     def step_bytes(self, run: str, stage: str) -> dict[int, int]:
         """The size of a stage's files, step by step."""

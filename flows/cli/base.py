@@ -49,8 +49,20 @@ ExistingRoot = Annotated[str, typer.Option(**_ROOT, callback=_existing)]
 """Of commands that read what is there."""
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from tasks.runs.version import code_version
+
+        typer.echo(f"polyepo {code_version()}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and leave.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
     """Train language models to explore."""
 
 

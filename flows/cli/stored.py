@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -23,7 +24,12 @@ def sql(
     ] = "table",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here; tables go to the screen.")] = None,
     print_init: Annotated[
-        bool, typer.Option("--print-init", help="Print SQL that makes the same views in any DuckDB.")
+        bool,
+        typer.Option(
+            "--print-init",
+            help="Print SQL that makes the same views in any DuckDB: a snapshot of what is committed now, with "
+            "absolute paths; print it again for what comes later, or on another machine.",
+        ),
     ] = False,
     root: ExistingRoot = "artifacts",
 ) -> None:
@@ -35,7 +41,7 @@ def sql(
         text = file.read_text(encoding="utf-8") if file else command
     except (OSError, UnicodeDecodeError) as error:
         fail(console, f"--file {str(file)!r} cannot be read: {error}", code=2)
-    from flows.views.sql import SQLError, execute, prompt
+    from flows.views.sql import SQLError, prompt, run_script
     from storage import Catalog
 
     catalog = Catalog(root)
@@ -45,21 +51,28 @@ def sql(
         prompt(catalog, form, console)
     else:
         try:
-            execute(catalog, sys.stdin.read() if text is None else text, form, output, console)
+            run_script(catalog, sys.stdin.read() if text is None else text, form, output, console)
         except SQLError as error:
             fail(console, str(error))
 
 
 @app.command()
-def runs(root: ExistingRoot = "artifacts") -> None:
+def runs(
+    like: Annotated[str | None, typer.Option(help="Only names that hold this, or match it: quick, *-grpo.")] = None,
+    root: ExistingRoot = "artifacts",
+) -> None:
     """List the runs under a root."""
     from flows.views.show import runs_table
 
-    table = runs_table(root)
+    console = Console()
+    # Piped, it is for a program: nothing is left out.
+    table = runs_table(root, console.width if console.is_terminal or "COLUMNS" in os.environ else 10_000, like)
+    if not table.row_count and like is not None:
+        fail(console, f"no run under {root!r} has a name like {like!r}")
     if not table.row_count:
         typer.echo(f"there are no runs under {root} yet; `polyepo train CONFIG --root {shlex.quote(root)}` makes one")
         return
-    Console().print(table)
+    console.print(table, soft_wrap=not console.is_terminal)
 
 
 @app.command()
@@ -81,20 +94,24 @@ def show(
 
 
 @app.command()
-def verify(run: str, root: ExistingRoot = "artifacts") -> None:
+def verify(
+    run: Annotated[str, typer.Argument(help="A run, or a configuration: then all of its arms.")],
+    root: ExistingRoot = "artifacts",
+) -> None:
     """Check every artifact of a run against its manifest: hashes, rows, keys and lineage."""
     from rich.progress import track
 
     from flows.views.terminal import safe_text
     from storage import open_store
     from storage.verify import manifests, verify_artifacts, verify_record
+    from tasks.runs.groups import members
 
     console = Console()
     store = open_store(root)
-    paths = manifests(store, run)
-    found = list(verify_record(store, run))
-    if not found and store.run_record(run) is None:
-        fail(console, f"run {run!r} does not exist under {root!r}", code=2)
+    broken = list(verify_record(store, run))  # what cannot be read is there all the same
+    names = [run] if broken else members(root, run)
+    paths = [path for name in names for path in manifests(store, name)]
+    found = broken or [finding for name in names for finding in verify_record(store, name)]
     checks = verify_artifacts(store, paths)
     for findings in track(checks, "verifying", len(paths) + 1, console=Console(stderr=True), transient=True):
         found += findings

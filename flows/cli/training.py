@@ -92,10 +92,12 @@ def train(
         _print_findings(console, root, name)
     # Exit code 0 whatever was found: all that was asked for is done and committed, and "the same command" would not
     # mend it. What the run is worth is said above, in colour.
+    last = list(training.runs)[-1]
     afresh = shell_command("polyepo", "train", *given, "--run", f"{name}-2", "--root", root, *sets)
     typer.echo(
         f"\nNext:\n  {shell_command('polyepo', 'summary', name, '--root', root)}\n      this table again"
         f"\n  {shell_command('polyepo', 'report', name, '--root', root)}\n      figures and responses as a page"
+        f"\n  {shell_command('polyepo', 'model', last, '--root', root)}\n      its model, as a folder for transformers"
         + (f"\n  {afresh}\n      the same again, from scratch" if config else "")
         + f"\n  {ui}\n      every step in the Prefect UI"
         "\n  make stop\n      stop the server and the workers"
@@ -207,7 +209,14 @@ def fork(
 @app.command()
 def summary(run: str, root: ExistingRoot = "artifacts") -> None:
     """Print a run's held-out results, next to the base model's; for a config with arms, all of them."""
+    from tasks.runs.groups import members
+
     _print_summary(Console(), root, run)
+    last = members(root, run)[-1]
+    typer.echo(
+        f"\nNext:\n  {shell_command('polyepo', 'report', run, '--root', root)}\n      figures and responses as a page"
+        f"\n  {shell_command('polyepo', 'model', last, '--root', root)}\n      its model, as a folder for transformers"
+    )
 
 
 def _print_summary(console: Console, root: str, run: str) -> None:

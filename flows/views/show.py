@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from itertools import groupby
 from typing import Any
 
@@ -13,7 +14,8 @@ from rich.text import Text
 
 from flows.views.terminal import safe_text
 from polyepo.config import ConfigError
-from storage import connect, rows
+from storage import connect, open_store, rows
+from tasks.runs.groups import no_such_run
 
 _RUNS = """
 SELECT r.run, r.state, r.domain, r.scoring, r.steps_done, r.steps, r.bytes, r.last_commit,
@@ -37,23 +39,47 @@ ORDER BY coalesce(s.degenerate, false), s.cluster IS NULL, count(*) OVER (PARTIT
 """
 
 
-def runs_table(root: str) -> Table:
-    """One line per run: state, steps, the last step's reward and successful strategies, size."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("run", "state", "domain", "scoring"):
-        table.add_column(name, overflow="fold")
-    for name in ("steps", "reward", "distinct", "MB"):
-        table.add_column(name, justify="right", no_wrap=True, min_width=len(name) + 1)
-    for row in rows(connect(root), _RUNS):
-        table.add_row(
-            *(Text(safe_text(row[name] or "")) for name in ("run", "state", "domain")),
-            Text(safe_text((row["scoring"] or "").rsplit("-", 1)[0])),
-            f"{row['steps_done']}/{row['steps'] or 0}",
-            "" if row["reward_mean"] is None else f"{row['reward_mean']:.2f}",
-            "" if row["distinct_successful"] is None else f"{row['distinct_successful']:.2f}",
-            f"{row['bytes'] / 1e6:.1f}",
-        )
+# Columns that go first where a terminal is narrow. A run's name is never broken: it is what one types next.
+_LESS = ("domain", "MB", "scoring", "distinct", "state", "reward")
+
+
+def runs_table(root: str, width: int, like: str | None = None) -> Table:
+    """One line per run: state, steps, the last step's reward and successful strategies, size.
+
+    Args:
+        root: where the runs are.
+        width: columns of the terminal; what does not fit is left out, the least telling first.
+        like: runs whose names hold this text, or match it as a pattern with * and ?.
+    """
+    found = [row for row in rows(connect(root), _RUNS) if like is None or _is_like(row["run"], like)]
+    columns = {
+        "run": [safe_text(row["run"]) for row in found],
+        "state": [safe_text(row["state"] or "") for row in found],
+        "domain": [safe_text(row["domain"] or "", limit=30) for row in found],
+        "scoring": [safe_text((row["scoring"] or "").rsplit("-", 1)[0], limit=20) for row in found],
+        "steps": [f"{row['steps_done']}/{row['steps'] or 0}" for row in found],
+        "reward": ["" if row["reward_mean"] is None else f"{row['reward_mean']:.2f}" for row in found],
+        "distinct": [
+            "" if row["distinct_successful"] is None else f"{row['distinct_successful']:.2f}" for row in found
+        ],
+        "MB": [f"{row['bytes'] / 1e6:.1f}" for row in found],
+    }
+    widths = {name: max(map(len, [name, *cells])) for name, cells in columns.items()}
+    for name in _LESS:
+        if sum(widths[name] + 1 for name in columns) - 1 <= width:
+            break
+        del columns[name]
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in columns:
+        left = name in ("run", "state", "domain", "scoring")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True, min_width=widths[name])
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*map(Text, cells))
     return table
+
+
+def _is_like(name: str, like: str) -> bool:
+    return fnmatch.fnmatchcase(name, like) if set(like) & set("*?[") else like in name
 
 
 def show_prompt(root: str, run: str, step: int | None, problem: str | None) -> RenderableType:
@@ -68,8 +94,10 @@ def show_prompt(root: str, run: str, step: int | None, problem: str | None) -> R
     there = rows(connection, "SELECT scoring, max(step) AS step FROM scores WHERE run = $run GROUP BY ALL", run=run)
     if not there:
         there = rows(connection, "SELECT NULL AS scoring, step FROM rollouts WHERE run = $run GROUP BY ALL", run=run)
+    if not there and open_store(root).run_record(run) is None:
+        raise no_such_run(open_store(root), run)
     if not there:
-        raise ConfigError(f"run {run!r} has no responses under {root!r}; `polyepo runs` lists the runs")
+        raise ConfigError(f"run {run!r} has no responses yet")
     own = rows(connection, "SELECT scoring FROM runs WHERE run = $run", run=run)[0]["scoring"]
     scorings = [row["scoring"] for row in there]
     scoring = own if own in scorings else scorings[0]
@@ -113,10 +141,10 @@ def _cluster(members: list[dict[str, Any]]) -> Panel:
     else:
         words = [first["macro_strategy"], first["micro_strategy"]]
         name = f"cluster {first['cluster']}: {safe_text(' / '.join(w for w in words if w), limit=120)}".rstrip(": ")
-    table = Table.grid(padding=(0, 2))
-    table.add_column(justify="right")
-    table.add_column(justify="right")
-    table.add_column()
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("reward", justify="right", no_wrap=True)
+    table.add_column("advantage", justify="right", no_wrap=True)
+    table.add_column("response")
     for row in members:
         reward, advantage = _reward(row["reward"], row["ungraded"]), _advantage(row["advantage"])
         table.add_row(reward, advantage, Text(safe_text(row["response"])))

@@ -52,6 +52,26 @@ def execute(catalog: Catalog, sql: str, form: Format, output: Path | None, conso
         raise SQLError("\n".join(map(safe_text, str(error).splitlines()))) from error
 
 
+def run_script(catalog: Catalog, text: str, form: Format, output: Path | None, console: Console) -> None:
+    """Run a text of statements, and of commands with a dot at the beginning of a line, as they are typed at the prompt.
+
+    Raises:
+        SQLError: as `execute`.
+    """
+    statements = ""
+    for line in [*text.split("\n"), ".quit"]:
+        command = line.strip()
+        if command not in (".help", ".quit", ".exit"):
+            statements += f"{line}\n"
+            continue
+        if statements.strip():
+            execute(catalog, statements, form, output, console)
+        statements = ""
+        if command != ".help":
+            return
+        console.print(help_text(), highlight=False, markup=False, soft_wrap=True)
+
+
 def prompt(catalog: Catalog, form: Format, console: Console) -> None:
     """Read statements up to a semicolon, answer each, until .quit or end of input."""
     import readline  # noqa: F401 - input() edits lines and remembers them once it is there
@@ -125,7 +145,8 @@ def _write_table(rows: Sequence[Row], names: list[str], console: Console) -> Non
             table.add_row(*map(_cell, row))
         console.print(table)
     if len(rows) > _TABLE_ROWS:
-        console.print(f"the first {_TABLE_ROWS} rows; all of them with --format csv", style="dim")
+        whole = "polyepo sql -c '...' --format csv"
+        console.print(f"the first {_TABLE_ROWS} rows; all of them by {whole}", style="dim")
 
 
 def _write_records(rows: Sequence[Row], names: list[str], console: Console) -> None:

@@ -44,7 +44,7 @@ def test_show_groups_by_cluster(root):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [(("nobody",), "no responses"), (("run", "7"), "step 7"), (("run", "1", "p9"), "'p9'")]
+    ("arguments", "said"), [(("nobody",), "does not exist"), (("run", "7"), "step 7"), (("run", "1", "p9"), "'p9'")]
 )
 def test_show_refuses_what_is_not_there(root, arguments, said):
     result = cli("show", *arguments, "--root", root)
@@ -119,3 +119,31 @@ def test_verify_says_that_the_record_is_broken(root):
     result = cli("verify", "run", "--root", root)
     assert result.exit_code == 1
     assert "run.json is no valid JSON" in result.output.replace("\n", "")
+
+
+def test_runs_never_break_a_name(tmp_path):
+    name = "a-run-with-a-rather-long-name-that-one-types-next"
+    make_root(tmp_path, [[[simple(), simple(1)]]])
+    (tmp_path / "runs" / "run").rename(tmp_path / "runs" / name)
+    record = tmp_path / "runs" / name / "run.json"
+    record.write_text(record.read_text().replace('"run": "run"', f'"run": "{name}"'))
+    for width in (30, 60, 80, 200):
+        result = CliRunner().invoke(app, ["runs", "--root", str(tmp_path)], env={"COLUMNS": str(width)})
+        lines = result.output.splitlines()
+        assert any(line.startswith(name[: width - 1]) for line in lines), "from the beginning of a line"
+        assert len(lines) == 2, "a line for the run, and one for the header"
+    assert "domain" in result.output
+    assert "MB" in result.output
+
+
+def test_runs_like(root):
+    for like, there in (("ru", True), ("r?n", True), ("*n", True), ("other", False), ("r", True), ("r?", False)):
+        result = cli("runs", "--like", like, "--root", root)
+        assert (result.exit_code == 0) == there, like
+        assert ("unfinished" in result.output) == there
+
+
+def test_columns_of_numbers_have_headers(root):
+    result = cli("show", "run", "--root", root)
+    assert "reward" in result.output
+    assert "advantage" in result.output

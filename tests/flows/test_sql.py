@@ -92,3 +92,25 @@ def test_safe_text_cuts_what_is_long():
     shown = safe_text("x" * 1_000_000)
     assert len(shown) < 2100
     assert "1,000,000 characters" in shown
+
+
+def test_dot_commands_from_a_pipe(root):
+    """What can be typed at the prompt can be piped."""
+    result = sql(
+        root,
+        input="SELECT 1 AS one;\n.help\nSELECT run\nFROM runs;\n.quit\nSELECT nonsense",
+    )
+    assert result.exit_code == 0, result.output
+    parts = [result.output.index(word) for word in ("one", "pass_at_k", "a-run")]
+    assert parts == sorted(parts)
+    assert sql(root, input=".help").output.startswith("Views: ")
+
+
+def test_the_version_is_said():
+    result = run_cli.invoke(app, ["--version"])
+    assert result.exit_code == 0
+    assert result.output.startswith("polyepo 0.")
+
+
+def test_views_for_another_duckdb_say_that_they_are_a_snapshot(root):
+    assert sql(root, "--print-init").output.startswith("-- A snapshot")

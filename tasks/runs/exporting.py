@@ -1,0 +1,50 @@
+"""A run's policy as a directory that transformers loads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from polyepo.config import ConfigError
+from tasks.runs.run import Run
+
+# A checkpoint holds these besides the model.
+_NOT_THE_MODELS = ("optimizer.safetensors", "trainer_state.json")
+
+
+def check_output(folder: Path) -> None:
+    """Raise ConfigError if a folder cannot be made."""
+    if folder.exists():
+        raise ConfigError(f"output {str(folder)!r} exists already; nothing is overwritten")
+    if not folder.absolute().parent.is_dir():
+        raise ConfigError(f"output {str(folder)!r}: there is no folder {str(folder.absolute().parent)!r}")
+
+
+def export_policy(run: Run, step: int, folder: Path) -> None:
+    """Write the policy after a step, from its checkpoint or else by applying the committed updates again.
+
+    The folder appears when it is whole.
+
+    Raises:
+        ConfigError: the folder exists.
+        ReplayError: an update does not reproduce what the run recorded.
+    """
+    check_output(folder)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.absolute().parent) as scratch:
+        whole = Path(scratch) / "model"
+        whole.mkdir()
+        owner = run.owner(step)
+        key = owner.key("checkpoints", step)
+        if step and owner.store.exists(key):
+            for file in owner.store.local_files(key).iterdir():
+                if file.name not in _NOT_THE_MODELS:
+                    shutil.copyfile(file, whole / file.name)
+        else:
+            from tasks.runs.policies import rebuild  # loads torch
+
+            policy = rebuild(run, step, newest_checkpoint=step)
+            policy.model.save_pretrained(whole)
+            policy.tokenizer.save_pretrained(whole)
+        os.rename(whole, folder)
