@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -52,7 +52,10 @@ def parts(run: Run, benchmark: str, step: int) -> list[ArtifactKey]:
 
 
 def evaluated_steps(run: Run, benchmark: str) -> list[int]:
-    """Steps of which something of an evaluation is committed, in order."""
+    """Steps of which something of an evaluation is committed, in order; of a fork also its parent's, up to there."""
+    if run.parent is not None:
+        before = [step for step in evaluated_steps(run.parent, benchmark) if step < run.first_step]
+        return before + evaluated_steps(replace(run, forked_from=None), benchmark)
     names = run.store.files.names(stage_path(run.name, "evals", (("benchmark", benchmark),)))
     steps = [int(name.removeprefix("step=")) for name in names if name.startswith("step=")]
     return [step for step in sorted(steps) if parts(run, benchmark, step)]

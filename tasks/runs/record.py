@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -45,8 +45,8 @@ def run_record(name: str, config: RunConfig, arm: Arm | None = None, parent: Par
         # What the run's own labels and scores are called, for readers that know no configurations.
         "judge": config.judge.judge_id,
         "scoring": config.scoring_id,
-        **({"group": arm.group, "arm": arm.arm, "arms": arm.arms} if arm else {"group": None}),
-        **({"parent": {"run": parent.run, "step": parent.step}} if parent else {}),
+        **(asdict(arm) if arm else {"group": None}),
+        **({"parent": asdict(parent)} if parent else {}),
         "code_version": code_version(),
         "python": platform.python_version(),
         "packages": {package: version(package) for package in ("torch", "transformers", "numpy", "pyarrow", "prefect")},
@@ -144,7 +144,7 @@ def _check_device(there: str, record: dict[str, Any], before: RunConfig, wanted:
     if now != was:
         raise RunExistsError(
             f"{there} and was trained on {was}: on policy.device {wanted.policy.device!r}, here {now}, its results "
-            f"would be others; set policy.device: {was}, where there is one"
+            f"would be others; set policy.device to {was}, on a machine that has it"
         )
 
 
