@@ -47,7 +47,7 @@ def parts(run: Run, benchmark: str, step: int) -> list[ArtifactKey]:
     """The committed artifacts of an evaluation, in the order in which they were committed."""
     whole = run.key("evals", step, benchmark=benchmark)
     found = [whole] if run.store.exists(whole) else []  # by versions that did not write shards
-    shards = run.store.shards(run.name, "evals", step, whole.partition)
+    shards = run.store.shards(whole.run, "evals", step, whole.partition)
     return found + [run.key("evals", step, shard, benchmark=benchmark) for shard in shards]
 
 
@@ -126,7 +126,7 @@ class Planned(NamedTuple):
 def planned(run: Run, benchmark: str, step: int) -> Planned | None:
     """The largest size of an evaluation that was asked for; None if that is not known, as of older versions."""
     config = run.config.evaluation
-    asked = run.store.shards(run.name, "evaluations", step, (("benchmark", benchmark),))
+    asked = run.store.shards(run.owner(step).name, "evaluations", step, (("benchmark", benchmark),))
     if asked:
         key = run.key("evaluations", step, asked[-1], benchmark=benchmark)
         return Planned(*run.store.read_table(key, ["problems", "samples"]).to_pylist()[0].values())

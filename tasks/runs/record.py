@@ -6,6 +6,7 @@ import json
 import platform
 import shlex
 from dataclasses import asdict, dataclass
+from functools import reduce
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -128,8 +129,10 @@ def _refusal(store: Store, name: str, there: str, before: RunConfig, wanted: Run
     lines.append("Give this one another run name, or restore the old values to resume it.")
     if steps_done and not any(line.startswith(NOT_FORKED) for line in changed):
         free = next(run for n in count(2) if store.run_record(run := f"{name}-{n}") is None)
-        settings = as_settings(results_only(before), results_only(wanted))
-        sets = [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+        whole = wanted.model_dump(mode="json")  # a section that is given as a whole has its operational settings
+        keys = as_settings(results_only(before), results_only(wanted))
+        values = {key: json.dumps(reduce(dict.__getitem__, key.split("."), whole)) for key in keys}
+        sets = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
         command = ["polyepo", "fork", name, "--at", str(steps_done), "--run", free, *sets, "--root", store.root]
         lines.append(f"To go on from step {steps_done} with the new values, fork it:\n  {shlex.join(command)}")
     return "\n".join(lines)

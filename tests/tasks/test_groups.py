@@ -40,13 +40,14 @@ def test_arms_are_found_by_their_records_in_the_configurations_order(tmp_path):
     assert members(root, "demo") == ["demo-b", "demo-a", "demo-2-c"]
     assert members(root, "demo-2") == ["demo-2-a"]
     assert members(root, "demo-x") == ["demo-x"]
-    found = rows(connect(root), "SELECT run, arm_of, arm FROM runs WHERE arm_of IS NOT NULL ORDER BY run")
-    assert [(row["arm_of"], row["arm"]) for row in found] == [
-        ("demo", "2-c"),
-        ("demo-2", "a"),
-        ("demo", "a"),
-        ("demo", "b"),
-    ]
+    found = rows(connect(root), "SELECT run, arm_of, arm FROM runs WHERE arm_of IS NOT NULL")
+    arms = {row["run"]: (row["arm_of"], row["arm"]) for row in found}
+    assert arms == {
+        "demo-2-c": ("demo", "2-c"),
+        "demo-2-a": ("demo-2", "a"),
+        "demo-a": ("demo", "a"),
+        "demo-b": ("demo", "b"),
+    }
 
 
 def test_a_run_with_a_like_name_stands_in_nobodys_way(tmp_path):
