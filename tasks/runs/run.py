@@ -144,8 +144,12 @@ def create_or_resume(root: str, name: str, config: RunConfig, arm: Arm | None = 
     changes = check_resume(store, name, record, config, steps_done)
     replaced = {"config": config.model_dump(mode="json")} if changes else {}
     if "model" not in record and config.policy.model:  # by a version that pinned none
-        replaced |= trained_record(config)
-        changes.append(f"model: {json.dumps(replaced['model'])}")
+        try:
+            replaced |= trained_record(config)
+            changes.append(f"model: {json.dumps(replaced['model'])}")
+        except ConfigError:
+            if not store.steps(name, "checkpoints"):  # with one, the model is not needed any more
+                raise
     if replaced:
         store.add_settings(name, changes, replaced)
         open_run.cache_clear()
