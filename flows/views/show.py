@@ -14,7 +14,8 @@ from rich.text import Text
 
 from flows.views.terminal import safe_text
 from polyepo.config import ConfigError
-from storage import connect, rows
+from storage import connect, open_store, rows
+from tasks.runs.groups import no_such_run
 from tasks.runs.run import open_run
 
 _RUNS = """
@@ -90,8 +91,12 @@ def show_prompt(root: str, run: str, step: int | None, problem: str | None) -> R
     Raises:
         ConfigError: the run, the step or the problem has no responses.
     """
-    opened = open_run(root, run)
-    if opened.forked_from:  # its first steps are found under the name of the run that made them
+    store = open_store(root)
+    record = store.run_record(run)
+    if record is None:
+        raise no_such_run(store, run)
+    if "parent" in record:  # a fork's first steps are found under the name of the run that made them
+        opened = open_run(root, run)
         run = opened.owner(opened.last_step() if step is None else step).name
     connection = connect(root)
     there = rows(connection, "SELECT scoring, max(step) AS step FROM scores WHERE run = $run GROUP BY ALL", run=run)
