@@ -21,8 +21,9 @@ P = ParamSpec("P")
 
 def ends_plainly(body: Callable[P, None]) -> Callable[P, Any]:
     """A flow's body whose errors of ours become its final state, `Refused` or `Failed`, with their message."""
-    # Tasks log what they raise: the message is enough there as well.
-    logging.getLogger("prefect.task_runs").addFilter(_message_alone)
+    # Tasks and flows below this one log what they raise: the message is enough there as well.
+    for name in ("prefect.task_runs", "prefect.flow_runs"):
+        logging.getLogger(name).addFilter(_message_alone)
 
     @wraps(body)
     def run(*args: P.args, **kwargs: P.kwargs) -> Any:

@@ -8,9 +8,15 @@ import re
 import time
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
-from prefect.artifacts import create_link_artifact, create_progress_artifact, create_table_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+)
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 
@@ -80,7 +86,13 @@ def link_report(root: str, title: str, runs: Sequence[str]) -> None:
     """Publish the report of runs and link it; a run without a step or an evaluation has none."""
     with contextlib.suppress(NothingToReportError):
         url = publish_report(root, title, runs)
-        create_link_artifact(url, key=slug(f"{title}-report"), link_text=f"{title}: report")
+        key, name = slug(f"{title}-report"), f"{title}: report"
+        if url.startswith("file://"):
+            # A browser opens no file that a page of the server links; a path can be copied.
+            text = f"The report is a page of its own on this machine:\n\n`{unquote(urlsplit(url).path)}`"
+            create_markdown_artifact(text, key=key, description=name)
+        else:
+            create_link_artifact(url, key=key, link_text=name)
 
 
 def slug(text: str) -> str:

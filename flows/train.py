@@ -55,7 +55,7 @@ def train(
     run = training.name
     # Everything that can be refused is refused before any work starts.
     prepared = {arm.name: arm for arm in prepare(root, training)}
-    progress = TrainingProgress(run, total=sum(arm.config.steps for arm in prepared.values()))
+    progress = TrainingProgress(run, total=sum(arm.config.steps + 1 - arm.first_step for arm in prepared.values()))
     for name, arm in prepared.items():
         progress.say(f"{name} · base model")
         if arm.config.policy.warm_start:
@@ -81,13 +81,15 @@ def train_run(run: Run, progress: TrainingProgress) -> None:
     """Train one run to its last step, from wherever it stands."""
     root, name = run.store.root, run.name
     committed = set(run.store.steps(name, "updates"))
+    # If checkpoints are due more often by now, none is made for steps long past: that would replay the run.
+    newest_checkpoint = max(run.store.steps(name, "checkpoints"), default=0)
     if last := run.last_step():
         get_run_logger().info("run %s goes on after step %d", name, last)
     latest = LatestRows(f"{name}-steps", f"{name}: latest steps")
     for step in range(run.first_step if run.forked_from else 0, run.config.steps + 1):
         if step and step not in committed:
             train_step(run, step)
-        if checkpoint_due(run, step):
+        if checkpoint_due(run, step) and step > newest_checkpoint:
             checkpoint(root, name, step)
         if evaluation_due(run, step):
             evaluate(root, name, step)

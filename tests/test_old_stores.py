@@ -76,7 +76,7 @@ def test_every_view_and_query_answers(root):
 
 def test_every_view_for_people_shows_it(root, tmp_path):
     before = content(root)
-    assert runs_table(root).row_count == len(RUNS)
+    assert runs_table(root, width=200).row_count == len(RUNS)
     found = summarize(root, "old")
     assert [row.policy for row in found.rows] == ["base model", "poly", "grpo"]
     assert "not finished" not in markdown(found)

@@ -103,7 +103,8 @@ def progress(words: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error, while the block tells it how much is done of how much; nothing where nobody looks."""
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(words, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

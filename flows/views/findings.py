@@ -8,7 +8,7 @@ from rich.console import Group
 
 from flows.views.terminal import finding_line
 from polyepo.findings import RECENT, Finding, HeldOut, Severity, training_findings
-from tasks.runs.evaluations import HELDOUT, read_evaluation
+from tasks.runs.evaluations import HELDOUT, evaluated_steps, read_evaluation
 from tasks.runs.groups import members
 from tasks.runs.run import Run, open_run
 from tasks.runs.statistics import read_updates
@@ -16,7 +16,7 @@ from tasks.runs.statistics import read_updates
 
 def run_findings(run: Run) -> list[Finding]:
     """Findings about a run, worst first: from its first and last update rows and its last held-out evaluation."""
-    last = max(run.store.steps(run.name, "updates"), default=0)
+    last = run.last_step()
     ends = sorted({*range(1, min(RECENT, last) + 1), *range(max(1, last - RECENT + 1), last + 1)})
     return training_findings(run.config, read_updates(run, ends), _held_out(run, last))
 
@@ -49,8 +49,7 @@ def markdown(found: list[tuple[str, Finding]]) -> str:
 
 def _held_out(run: Run, last: int) -> HeldOut | None:
     """The newest held-out results beside the base model's, of the problems and samples that both have."""
-    evaluated = run.store.steps(run.name, "evals", (("benchmark", HELDOUT),), shard=0)
-    step = max((step for step in evaluated if step <= last), default=0)
+    step = max((step for step in evaluated_steps(run, HELDOUT) if step <= last), default=0)
     if not step:
         return None
     base, now = (_mean_rewards(run, at) for at in (0, step))

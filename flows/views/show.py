@@ -16,6 +16,7 @@ from flows.views.terminal import safe_text
 from polyepo.config import ConfigError
 from storage import connect, open_store, rows
 from tasks.runs.groups import no_such_run
+from tasks.runs.run import open_run
 
 _RUNS = """
 SELECT r.run, r.state, r.domain, r.scoring, r.steps_done, r.steps, r.bytes, r.last_commit,
@@ -90,12 +91,17 @@ def show_prompt(root: str, run: str, step: int | None, problem: str | None) -> R
     Raises:
         ConfigError: the run, the step or the problem has no responses.
     """
+    store = open_store(root)
+    record = store.run_record(run)
+    if record is None:
+        raise no_such_run(store, run)
+    if "parent" in record:  # a fork's first steps are found under the name of the run that made them
+        opened = open_run(root, run)
+        run = opened.owner(opened.last_step() if step is None else step).name
     connection = connect(root)
     there = rows(connection, "SELECT scoring, max(step) AS step FROM scores WHERE run = $run GROUP BY ALL", run=run)
     if not there:
         there = rows(connection, "SELECT NULL AS scoring, step FROM rollouts WHERE run = $run GROUP BY ALL", run=run)
-    if not there and open_store(root).run_record(run) is None:
-        raise no_such_run(open_store(root), run)
     if not there:
         raise ConfigError(f"run {run!r} has no responses yet")
     own = rows(connection, "SELECT scoring FROM runs WHERE run = $run", run=run)[0]["scoring"]

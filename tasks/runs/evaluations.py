@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -47,12 +47,15 @@ def parts(run: Run, benchmark: str, step: int) -> list[ArtifactKey]:
     """The committed artifacts of an evaluation, in the order in which they were committed."""
     whole = run.key("evals", step, benchmark=benchmark)
     found = [whole] if run.store.exists(whole) else []  # by versions that did not write shards
-    shards = run.store.shards(run.name, "evals", step, whole.partition)
+    shards = run.store.shards(whole.run, "evals", step, whole.partition)
     return found + [run.key("evals", step, shard, benchmark=benchmark) for shard in shards]
 
 
 def evaluated_steps(run: Run, benchmark: str) -> list[int]:
-    """Steps of which something of an evaluation is committed, in order."""
+    """Steps of which something of an evaluation is committed, in order; of a fork also its parent's, up to there."""
+    if run.parent is not None:
+        before = [step for step in evaluated_steps(run.parent, benchmark) if step < run.first_step]
+        return before + evaluated_steps(replace(run, forked_from=None), benchmark)
     names = run.store.files.names(stage_path(run.name, "evals", (("benchmark", benchmark),)))
     steps = [int(name.removeprefix("step=")) for name in names if name.startswith("step=")]
     return [step for step in sorted(steps) if parts(run, benchmark, step)]
@@ -123,7 +126,7 @@ class Planned(NamedTuple):
 def planned(run: Run, benchmark: str, step: int) -> Planned | None:
     """The largest size of an evaluation that was asked for; None if that is not known, as of older versions."""
     config = run.config.evaluation
-    asked = run.store.shards(run.name, "evaluations", step, (("benchmark", benchmark),))
+    asked = run.store.shards(run.owner(step).name, "evaluations", step, (("benchmark", benchmark),))
     if asked:
         key = run.key("evaluations", step, asked[-1], benchmark=benchmark)
         return Planned(*run.store.read_table(key, ["problems", "samples"]).to_pylist()[0].values())

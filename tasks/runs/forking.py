@@ -32,9 +32,13 @@ def fork(root: str, parent_name: str, step: int, name: str, settings: dict[str, 
     parent = open_run(root, parent_name)
     if not 0 <= step <= parent.last_step():
         raise ConfigError(f"--at {step}: run {parent_name!r} has committed steps 0 to {parent.last_step()}")
+    theirs = store.run_record(parent_name) or {}
+    if "imported" in theirs:
+        raise ConfigError(f"run {parent_name!r} was imported: it has no weights to go on from")
+    if not store.exists(parent.key("problems", 0)):
+        raise ConfigError(f"run {parent_name!r} has not begun: train it first")
     config = _config(parent, step, settings)
     store.check()
-    theirs = store.run_record(parent_name) or {}
     record = run_record(name, config, parent=Parent(parent_name, step))
     record["parent"]["changes"] = differences(results_only(parent.config), results_only(config))
     record |= {key: theirs[key] for key in ("model", "device") if key in theirs}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -23,11 +23,6 @@ class Arm:
     arm: str
     arms: list[str]
     """All of them, in the configuration's order."""
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What the run's record says of it."""
-        return asdict(self)
 
 
 def members(root: str, name: str) -> list[str]:

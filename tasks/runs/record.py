@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import reduce
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -46,8 +47,8 @@ def run_record(name: str, config: RunConfig, arm: Arm | None = None, parent: Par
         # What the run's own labels and scores are called, for readers that know no configurations.
         "judge": config.judge.judge_id,
         "scoring": config.scoring_id,
-        **({"group": arm.group, "arm": arm.arm, "arms": arm.arms} if arm else {"group": None}),
-        **({"parent": {"run": parent.run, "step": parent.step}} if parent else {}),
+        **(asdict(arm) if arm else {"group": None}),
+        **({"parent": asdict(parent)} if parent else {}),
         **code_record(config),
         "code_version": code_version(),
         "python": platform.python_version(),
@@ -142,8 +143,10 @@ def _refusal(store: Store, name: str, there: str, before: RunConfig, wanted: Run
         return "\n".join(lines)
     if steps_done and not any(line.startswith(NOT_FORKED) for line in changed):
         free = next(run for n in count(2) if store.run_record(run := f"{name}-{n}") is None)
-        settings = as_settings(results_only(before), results_only(wanted))
-        sets = [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+        whole = wanted.model_dump(mode="json")  # a section that is given as a whole has its operational settings
+        keys = as_settings(results_only(before), results_only(wanted))
+        values = {key: json.dumps(reduce(dict.__getitem__, key.split("."), whole)) for key in keys}
+        sets = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
         command = ["polyepo", "fork", name, "--at", str(steps_done), "--run", free, *sets, "--root", store.root]
         lines.append(f"To go on from step {steps_done} with the new values, fork it:\n  {shlex.join(command)}")
     return "\n".join(lines)
@@ -158,7 +161,7 @@ def _check_device(there: str, record: dict[str, Any], before: RunConfig, wanted:
     if now != was:
         raise RunExistsError(
             f"{there} and was trained on {was}: on policy.device {wanted.policy.device!r}, here {now}, its results "
-            f"would be others; set policy.device: {was}, where there is one"
+            f"would be others; set policy.device to {was}, on a machine that has it"
         )
 
 

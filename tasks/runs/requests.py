@@ -119,6 +119,7 @@ def check_replay(
     """What a replay is asked for. Raises ConfigError if the step is not committed, or something else cannot be."""
     opened = open_run(root, run)
     check_step(opened, step)
+    opened = opened.owner(step)
     if output is not None and Path(output).exists():
         raise ConfigError(f"output {output!r} exists already; nothing is overwritten")
     if scoring is None and judge is None and objective is None and set_size is None:

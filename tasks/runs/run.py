@@ -148,8 +148,12 @@ def create_or_resume(
     replaced = {"config": config.model_dump(mode="json"), **code_record(config)} if changes else {}
     keep_sources(store, name, config)
     if "model" not in record and config.policy.model:  # by a version that pinned none
-        replaced |= trained_record(config)
-        changes.append(f"model: {json.dumps(replaced['model'])}")
+        try:
+            replaced |= trained_record(config)
+            changes.append(f"model: {json.dumps(replaced['model'])}")
+        except ConfigError:
+            if not store.steps(name, "checkpoints"):  # with one, the model is not needed any more
+                raise
     if replaced:
         store.add_settings(name, changes, replaced)
         open_run.cache_clear()

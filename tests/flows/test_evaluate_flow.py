@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.evaluate import evaluate as evaluate_flow
 from polyepo.config import ConfigError
 from polyepo.schemas import EVALS
 from tasks.runs.benchmarks import heldout
 from tasks.runs.evaluations import HELDOUT, read_evaluation
+from tasks.runs.requests import check_evaluation
 from tests.flows.conftest import STEPS, finish, start
 
 pytestmark = pytest.mark.slow
@@ -51,5 +51,7 @@ def test_a_killed_evaluation_goes_on_and_draws_nothing_twice(server, run):
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_sampled(undisturbed, parameters, said):
+    asked = {"run": None, "model": None, "step": None, "benchmark": "heldout", "num_samples": 4, "judge": None,
+             "config": None, "settings": None}  # fmt: skip
     with pytest.raises(ConfigError, match=said):
-        evaluate_flow.fn(root=undisturbed.store.root, **parameters)
+        check_evaluation(undisturbed.store.root, **(asked | parameters))

@@ -63,7 +63,9 @@ class Stack:
         return new
 
     def flow_runs(self) -> list[dict]:
-        return httpx.post(f"{self.api}/flow_runs/filter", json={}).raise_for_status().json()
+        """Those that were asked for, not the arms below them."""
+        asked = {"flow_runs": {"parent_task_run_id": {"is_null_": True}}}
+        return httpx.post(f"{self.api}/flow_runs/filter", json=asked).raise_for_status().json()
 
     def flow_run(self, flow_run_id: str) -> dict:
         return httpx.get(f"{self.api}/flow_runs/{flow_run_id}").raise_for_status().json()
@@ -178,7 +180,7 @@ def test_a_run_whose_worker_died_too_is_found_and_is_the_same_run(stack, config,
 
 
 def test_a_wrong_configuration_is_not_tried_again(stack, refused):
-    assert stack.names(refused)[-1] == "Failed"
+    assert stack.names(refused)[-1] == "Refused", "a state of type Failed, which says that nobody need try again"
     assert stack.flow_run(refused)["run_count"] == 1
     assert "steps" in stack.flow_run(refused)["state"]["message"]
 

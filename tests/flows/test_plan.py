@@ -410,7 +410,7 @@ def test_a_root_that_cannot_be_written(file, tmp_path):
     (tmp_path / "file").touch()
     result = cli(file(), "--root", tmp_path / "file" / "root")
     assert result.exit_code == 1
-    assert "is a file: choose another root" in result.output
+    assert "is a file: choose another root" in " ".join(result.output.split())
     result = cli(file(), "--root", "gs://bucket")
     assert result.exit_code == 1
     assert "✗ root 'gs://bucket' must be a local path or s3://bucket/prefix" in result.output

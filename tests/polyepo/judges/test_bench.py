@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from typer.testing import CliRunner
@@ -209,7 +210,9 @@ def test_a_measurement_that_is_ended_keeps_its_answers(tmp_path, end):
         (tmp_path / "judge.yaml").write_text(json.dumps(judge))
         command = [sys.executable, "-c", SLOW]
         options = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": os.getcwd()}, "text": True}
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+        # Whoever runs the tests in the background ignores SIGINT, and so would the child.
+        heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed, **options)
         for line in child.stderr:
             if "2 of about 4" in line:
                 break
