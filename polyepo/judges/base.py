@@ -123,6 +123,11 @@ class Judge(Coded):
         return False
 
     @property
+    def can_fail(self) -> bool:
+        """Whether it may leave responses without a label through no fault of theirs; too many stop a run."""
+        return self.makes_calls
+
+    @property
     def reuses_all_runs(self) -> bool:
         """Whether answers are looked for in all runs under a root, rather than in the judge's own run."""
         return False

@@ -46,7 +46,7 @@ def commit_labels(run: Run, judge: Judge, step: int, shard: int) -> ArtifactKey:
         parents = [run.store.manifest(parent) for parent in (rollouts, *(calls.keys if calls else ()))]
         provenance = run.provenance(step - 1, time.perf_counter() - started)
         with _COMMITTING:  # shards are judged side by side, and the limit is for all of them
-            if judge.makes_calls:
+            if judge.can_fail:
                 check_missing(run, judge, step, labelled)
             run.store.commit_table(key, table, table_name="labels", parents=parents, provenance=provenance)
     return key

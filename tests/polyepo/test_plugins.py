@@ -77,7 +77,7 @@ def test_a_record_has_nothing_imported(tmp_path):
     assert isinstance(config.domain, Missing)
     assert config.model_dump(mode="json") == record
     assert not (tmp_path / "ran").exists()
-    with pytest.raises(MissingCodeError, match="--config FILE"):
+    with pytest.raises(MissingCodeError, match="--code FILE"):
         required(record["domain"]["name"], "0" * 64)
 
 
