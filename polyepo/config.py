@@ -435,7 +435,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return raw
 
 
-def validated(kind: Any, raw: dict[str, Any], source: str) -> Any:
+def validated(kind: Any, raw: Any, source: str) -> Any:
     """`raw` as a section or a union of sections; raises ConfigError naming `source` and every field that is wrong."""
     try:
         return TypeAdapter(kind).validate_python(raw)

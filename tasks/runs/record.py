@@ -12,9 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from polyepo.config import ConfigError, RunConfig, as_settings, differences
+from polyepo.config import ConfigError, RunConfig, as_settings, differences, validated
 from polyepo.policy.source import device_kind, files_digest, identify
 from polyepo.section import results_only
 from storage import Store
@@ -67,10 +65,7 @@ def recorded_config(name: str, record: dict[str, Any]) -> RunConfig:
     Raises:
         ConfigError: this version cannot read it.
     """
-    try:
-        config = RunConfig.model_validate(record["config"])
-    except (KeyError, ValidationError) as error:
-        raise ConfigError(f"the record of run {name!r} has no configuration that this version knows: {error}") from None
+    config: RunConfig = validated(RunConfig, record.get("config"), f"the record of run {name!r}")
     revision = (record.get("model") or {}).get("revision")
     if revision is None:
         return config
