@@ -177,18 +177,18 @@ def follow(flow_run_id: str, console: Console, worker: str = "gpu-worker") -> di
 
 
 def result(flow_run_id: str) -> str:
-    """The markdown that a flow run made last: its results; nothing if it made none."""
+    """The markdown of a flow run's results; nothing if it made none. Where its report lies is no result."""
     body = {
         "artifacts": {"flow_run_id": {"any_": [flow_run_id]}, "type": {"any_": ["markdown"]}},
         "sort": "UPDATED_DESC",
-        "limit": 1,
+        "limit": 10,
     }
     try:
         with local_stack.api_client() as client:
             found = client.post("/artifacts/filter", json=body).raise_for_status().json()
     except (httpx.HTTPError, ValueError):
         return ""
-    return str(found[0]["data"]) if found else ""
+    return next((str(artifact["data"]) for artifact in found if not artifact["key"].endswith("-report")), "")
 
 
 def cancel(run: str, root: str) -> list[str]:

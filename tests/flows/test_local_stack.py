@@ -132,6 +132,17 @@ def test_a_cancelled_flow_ends_and_its_process_with_it(stack, console):
     until(lambda: not processes.command_line(pid))
 
 
+def test_a_run_is_cancelled_by_its_name(stack, console):
+    flow_run_id = run("long", "named")
+    pid = flow_process(flow_run_id)
+    assert follow.cancel("another", "here") == []
+    assert follow.cancel("named", "elsewhere") == []
+    assert follow.cancel("named", "here") == [flow_run_id]
+    assert follow.follow(flow_run_id, console)["type"] == "CANCELLED"
+    until(lambda: not processes.command_line(pid))
+    assert follow.cancel("named", "here") == []
+
+
 def test_a_run_killed_with_its_worker_is_not_taken_for_a_running_one(stack):
     flow_run_id = run("long", "killed")
     pid = flow_process(flow_run_id)
