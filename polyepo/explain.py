@@ -42,9 +42,10 @@ def explain(kind: Any, error: ErrorDetails) -> str:
 
 
 def did_you_mean(given: object, known: Iterable[str]) -> str:
-    """`; did you mean x?` with the name that is most like what was given; nothing if none is."""
-    close = difflib.get_close_matches(str(given), list(known), n=1) if given is not None else []
-    return f"; did you mean {close[0]}?" if close else ""
+    """`; did you mean x?` with the name that is most like what was given, in any case; nothing if none is."""
+    names = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(str(given).lower(), names, n=1) if given is not None else []
+    return f"; did you mean {names[close[0]]}?" if close else ""
 
 
 def keys(kind: Any, prefix: str = "") -> Iterator[str]:

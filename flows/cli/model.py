@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from flows.cli.base import ExistingRoot, app, shell_command
+from flows.cli.base import ExistingRoot, app, progress, shell_command
 
 
 @app.command()
@@ -29,9 +28,8 @@ def model(
     chosen = choose_step(opened, step)
     folder = output or Path(f"{run}-step-{chosen}")
     check_output(folder)
-    console = Console(stderr=True)
-    with console.status(f"the policy of {run} after step {chosen}"):
-        export_policy(opened, chosen, folder)
+    with progress(f"the policy after step {chosen}: updates applied") as tell:
+        export_policy(opened, chosen, folder, tell)
     size = sum(file.stat().st_size for file in folder.iterdir())
     evaluate = shell_command("polyepo", "evaluate", "--model", str(folder), "--benchmark", "FILE.jsonl")
     typer.echo(

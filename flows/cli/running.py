@@ -110,7 +110,7 @@ def replay(
     parameters = {"run": run, "step": step, "scoring": wanted, "judge": _text(judge), "objective": objective,
                   "set_size": set_size, "output": _text(output and output.absolute()), "root": root,
                   "code": _text(code)}  # fmt: skip
-    show = shell_command("polyepo", "show", run, "--step", str(step), "--root", root)
+    show = shell_command("polyepo", "show", run, str(step), "--root", root)
     _run("replay", parameters, "gpu-worker", (show, "the step's responses, cluster by cluster"))
 
 
@@ -119,15 +119,18 @@ def cancel(run: str, root: ExistingRoot = "artifacts") -> None:
     """Cancel what is going on with a run, or with a configuration's arms; what is committed stays."""
     from flows import follow
     from flows.services import local_stack
+    from tasks.runs.groups import members
 
     console = Console()
     try:
-        if not local_stack.is_healthy():
-            fail(console, f"no Prefect server answers at {local_stack.api_url()}: nothing is going on")
-        cancelled = follow.cancel(run, root)
+        healthy = local_stack.is_healthy()
+        cancelled = follow.cancel(run, root) if healthy else []
     except local_stack.StackError as error:
         fail(console, str(error))
     if not cancelled:
+        members(root, run)  # there may be no such run; one that has just been started has no record yet
+        if not healthy:
+            fail(console, f"no Prefect server answers at {local_stack.api_url()}: nothing is going on")
         fail(console, f"nothing is going on with run {run!r} under root {root!r}")
     resume = shell_command("polyepo", "train", "--run", run, "--root", root)
     typer.echo(f"cancelled {len(cancelled)} flow run(s)\n\nNext:\n  {resume}\n      go on with it, if it was training")

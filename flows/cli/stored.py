@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from flows.cli.base import ExistingRoot, app, fail, quiet_prefect, shell_command
+from flows.cli.base import ExistingRoot, app, fail, progress, quiet_prefect, shell_command
 
 
 @app.command()
@@ -72,7 +72,7 @@ def runs(
     if not table.row_count:
         typer.echo(f"there are no runs under {root} yet; `polyepo train CONFIG --root {shlex.quote(root)}` makes one")
         return
-    console.print(table, soft_wrap=not console.is_terminal)
+    console.print(table, soft_wrap=True)
 
 
 @app.command()
@@ -99,8 +99,6 @@ def verify(
     root: ExistingRoot = "artifacts",
 ) -> None:
     """Check every artifact of a run against its manifest: hashes, rows, keys and lineage."""
-    from rich.progress import track
-
     from flows.views.terminal import safe_text
     from storage import open_store
     from storage.verify import manifests, verify_artifacts, verify_record
@@ -109,17 +107,19 @@ def verify(
     console = Console()
     store = open_store(root)
     broken = list(verify_record(store, run))  # what cannot be read is there all the same
-    names = [run] if broken else members(root, run)
+    names = [run] if broken else members(root, run, unreadable=True)
+    whose = f"run {names[0]}" if len(names) == 1 else f"runs {', '.join(names)}"
     paths = [path for name in names for path in manifests(store, name)]
     found = broken or [finding for name in names for finding in verify_record(store, name)]
-    checks = verify_artifacts(store, paths)
-    for findings in track(checks, "verifying", len(paths) + 1, console=Console(stderr=True), transient=True):
-        found += findings
+    with progress("artifacts verified") as tell:
+        for done, findings in enumerate(verify_artifacts(store, paths), start=1):
+            tell(min(done, len(paths)), len(paths))  # the last finding is of the artifacts together
+            found += findings
     for finding in found:
         console.print(f"{safe_text(finding.path)}: {safe_text(finding.message)}", markup=False, soft_wrap=True)
     if found:
-        fail(console, f"{len(found)} findings in {len(paths)} artifacts of run {run}")
-    console.print(f"{len(paths)} artifacts of run {run} are as their manifests say")
+        fail(console, f"{len(found)} findings in {len(paths)} artifacts of {whose}")
+    console.print(f"{len(paths)} artifacts of {whose} are as their manifests say", highlight=False, soft_wrap=True)
 
 
 @app.command()

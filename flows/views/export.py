@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from polyepo.config import ConfigError
 from storage import Catalog, rows
+from tasks.runs.run import open_run
 
 _BATCH = 4096
 _QUERY_BYTES = 16 << 20
@@ -77,6 +78,7 @@ def export_run(
     catalog = Catalog(root, [run])
     connection, sizes = catalog.connection, catalog.step_bytes(run, "rollouts")
     if not sizes:
+        open_run(root, run)  # says so if there is none of this name
         raise ConfigError(f"run {run!r} has no rollouts under {root!r}")
     scorings = rows(connection, "SELECT DISTINCT scoring FROM scores WHERE run = $run ORDER BY scoring", run=run)
     there = [row["scoring"] for row in scorings]

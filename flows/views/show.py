@@ -49,7 +49,7 @@ def runs_table(root: str, width: int, like: str | None = None) -> Table:
 
     Args:
         root: where the runs are.
-        width: columns of the terminal; what does not fit is left out, the least telling first.
+        width: columns of the terminal; what does not fit is left out, the least telling first. Name and steps stay.
         like: runs whose names hold this text, or match it as a pattern with * and ?.
     """
     found = [row for row in rows(connect(root), _RUNS) if like is None or _is_like(row["run"], like)]
@@ -66,11 +66,11 @@ def runs_table(root: str, width: int, like: str | None = None) -> Table:
         "MB": [f"{row['bytes'] / 1e6:.1f}" for row in found],
     }
     widths = {name: max(map(len, [name, *cells])) for name, cells in columns.items()}
-    for name in _LESS:
-        if sum(widths[name] + 1 for name in columns) - 1 <= width:
-            break
+    dropped = iter(_LESS)
+    while (total := sum(widths[name] + 1 for name in columns) - 1) > width and (name := next(dropped, None)):
         del columns[name]
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    # Of this width even where the terminal is narrower: then it breaks the line, and what one copies is still the name.
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), width=total)
     for name in columns:
         left = name in ("run", "state", "domain", "scoring")
         table.add_column(name, justify="left" if left else "right", no_wrap=True, min_width=widths[name])

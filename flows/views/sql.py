@@ -22,6 +22,7 @@ from storage.catalog import queries
 Format = Literal["table", "csv", "json", "parquet", "markdown"]
 Row = Sequence[Any]
 
+_COMMANDS = (".help", ".quit", ".exit")
 _BATCH = 1024
 _TABLE_ROWS = 100  # what a person reads; the other formats give every row
 _COLUMN_WIDTH = 9  # characters that a column of a table needs, at least
@@ -59,17 +60,17 @@ def run_script(catalog: Catalog, text: str, form: Format, output: Path | None, c
         SQLError: as `execute`.
     """
     statements = ""
-    for line in [*text.split("\n"), ".quit"]:
-        command = line.strip()
-        if command not in (".help", ".quit", ".exit"):
+    for line in text.split("\n"):
+        command = _command(line, statements)
+        if command is None:
             statements += f"{line}\n"
             continue
-        if statements.strip():
-            execute(catalog, statements, form, output, console)
+        execute(catalog, statements, form, output, console)
         statements = ""
         if command != ".help":
             return
         console.print(help_text(), highlight=False, markup=False, soft_wrap=True)
+    execute(catalog, statements, form, output, console)
 
 
 def prompt(catalog: Catalog, form: Format, console: Console) -> None:
@@ -87,21 +88,47 @@ def prompt(catalog: Catalog, form: Format, console: Console) -> None:
             buffer = ""
             console.print()
             continue
-        if not buffer and line.strip() in (".quit", ".exit"):
-            return
-        if not buffer and line.strip() == ".help":
-            console.print(help_text(), highlight=False, markup=False)
-            continue
-        buffer = f"{buffer}\n{line}".strip()
-        if buffer.endswith(";"):
+        try:
+            command = _command(line, buffer)
+            if command is None:
+                buffer = f"{buffer}\n{line}".strip()
+                if not buffer.endswith(";"):
+                    continue
             sql, buffer = buffer, ""
-            try:
+            if sql:
                 catalog.refresh()  # a run that is going on has moved on
                 execute(catalog, sql, form, None, console)
-            except SQLError as error:
-                console.print(str(error), style="red", highlight=False, markup=False)
-            except KeyboardInterrupt:
-                console.print("interrupted")
+            if command == ".help":
+                console.print(help_text(), highlight=False, markup=False)
+            elif command:
+                return
+        except SQLError as error:
+            console.print(str(error), style="red", highlight=False, markup=False)
+        except KeyboardInterrupt:
+            console.print("interrupted")
+
+
+def _command(line: str, before: str) -> str | None:
+    """The command with a dot that a line is, after statements that may lack their last semicolon; None if it is none.
+
+    Raises:
+        SQLError: a statement would begin with a dot.
+    """
+    word = line.strip().rstrip("; ").lower()
+    if word in _COMMANDS and _is_whole(before):
+        return word
+    if word.startswith(".") and not before.strip():
+        raise SQLError(f"there is no command {safe_text(word, limit=40)}; there are {', '.join(_COMMANDS)}")
+    return None
+
+
+def _is_whole(sql: str) -> bool:
+    """Whether statements end here: no quote is open, and nothing is missing."""
+    try:
+        duckdb.extract_statements(sql)
+    except duckdb.Error:
+        return False
+    return True
 
 
 def help_text() -> str:
@@ -145,8 +172,7 @@ def _write_table(rows: Sequence[Row], names: list[str], console: Console) -> Non
             table.add_row(*map(_cell, row))
         console.print(table)
     if len(rows) > _TABLE_ROWS:
-        whole = "polyepo sql -c '...' --format csv"
-        console.print(f"the first {_TABLE_ROWS} rows; all of them by {whole}", style="dim")
+        console.print(f"the first {_TABLE_ROWS} rows; `polyepo sql` with --format csv gives them all", style="dim")
 
 
 def _write_records(rows: Sequence[Row], names: list[str], console: Console) -> None:

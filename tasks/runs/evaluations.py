@@ -170,7 +170,7 @@ _PLAIN_JUDGES: dict[str, AnyJudge] = {judge.judge_id: judge for judge in (Progra
 def choose_step(run: Run, step: int | None) -> int:
     """A step whose policy can be had; the last if none is given. Raises ConfigError if there is no such step."""
     if run.config.policy.model == IMPORTED:
-        raise ConfigError(f"run {run.name!r} was imported: it has no policy to evaluate")
+        raise ConfigError(f"run {run.name!r} was imported: it has responses, but no policy")
     last = run.last_step()
     if step is not None and not 0 <= step <= last:
         raise ConfigError(f"step {step} of run {run.name!r} must lie between 0 and {last}")

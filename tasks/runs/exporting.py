@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from polyepo.config import ConfigError
@@ -22,10 +23,12 @@ def check_output(folder: Path) -> None:
         raise ConfigError(f"output {str(folder)!r}: there is no folder {str(folder.absolute().parent)!r}")
 
 
-def export_policy(run: Run, step: int, folder: Path) -> None:
+def export_policy(
+    run: Run, step: int, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
+) -> None:
     """Write the policy after a step, from its checkpoint or else by applying the committed updates again.
 
-    The folder appears when it is whole.
+    The folder appears when it is whole. `progress` is told how many of the updates are applied.
 
     Raises:
         ConfigError: the folder exists.
@@ -44,7 +47,7 @@ def export_policy(run: Run, step: int, folder: Path) -> None:
         else:
             from tasks.runs.policies import rebuild  # loads torch
 
-            policy = rebuild(run, step, newest_checkpoint=step)
+            policy = rebuild(run, step, newest_checkpoint=step, progress=progress)
             policy.model.save_pretrained(whole)
             policy.tokenizer.save_pretrained(whole)
         os.rename(whole, folder)

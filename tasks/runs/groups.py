@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -25,12 +24,16 @@ class Arm:
     """All of them, in the configuration's order."""
 
 
-def members(root: str, name: str) -> list[str]:
-    """A run, or the arms of a configuration in its order. Raises ConfigError if there is neither."""
+def members(root: str, name: str, unreadable: bool = False) -> list[str]:
+    """A run, or the arms of a configuration in its order; with `unreadable` also arms whose record cannot be read.
+
+    Raises:
+        ConfigError: there is neither.
+    """
     store = open_store(root)
     if store.run_record(name) is not None:
         return [name]
-    if found := arms_of(store, name):
+    if found := arms_of(store, name, unreadable):
         return found
     raise no_such_run(store, name)
 
@@ -41,27 +44,36 @@ def exists(root: str, name: str) -> bool:
     return store.run_record(name) is not None or bool(arms_of(store, name))
 
 
-def arms_of(store: Store, group: str) -> list[str]:
-    """Runs that are arms of a configuration, in its order; none if there is no such configuration."""
+def arms_of(store: Store, group: str, unreadable: bool = False) -> list[str]:
+    """Runs that are arms of a configuration, in its order; none if there is no such configuration.
+
+    Of an arm whose own record cannot be read the others' records tell: `unreadable` lists it too.
+    """
     names = [run for run in _names(store) if run.startswith(f"{group}-")]
-    with ThreadPoolExecutor(16) as pool:
-        records = {run: record for run, record in zip(names, pool.map(store.run_record, names), strict=True) if record}
+    records = store.run_records(names)
     own = {run: record for run, record in records.items() if record.get("group") == group}
     if not own:
-        return _legacy_arms({run: record for run, record in records.items() if "group" not in record}, group)
+        return _legacy_arms(records, group)
     newest = max(own.values(), key=lambda record: str(record.get("created_at")))
     order = [f"{group}-{arm}" for arm in newest.get("arms", [])]
-    return sorted(own, key=lambda run: (order.index(run) if run in order else len(order), run))
+    lost = [run for run in names if run in order and run not in records] if unreadable else []
+    return sorted([*own, *lost], key=lambda run: (order.index(run) if run in order else len(order), run))
 
 
 def no_such_run(store: Store, name: str) -> ConfigError:
     """What to say of a name that no run has."""
     if RUN_NAME.fullmatch(name) and (arms := arms_of(store, name)):
         return ConfigError(f"{name!r} has several arms: name one of {', '.join(arms)}")
-    names = _names(store)
-    known = {*names, *(run.rsplit("-", 1)[0] for run in names if "-" in run)} - {name}
-    near = did_you_mean(name, sorted(known)) or "; `polyepo runs` lists what there is"
+    near = did_you_mean(name, sorted({*_names(store), *_groups(store)})) or "; `polyepo runs` lists what there is"
     return ConfigError(f"run {name!r} does not exist under {store.root!r}{near}")
+
+
+def _groups(store: Store) -> set[str]:
+    """Names of the configurations that runs are arms of."""
+    records = store.run_records(_names(store))
+    recorded = {str(record["group"]) for record in records.values() if record.get("group")}
+    prefixes = {run[:i] for run in records for i, letter in enumerate(run) if letter == "-"}
+    return recorded | {prefix for prefix in prefixes - recorded if _legacy_arms(records, prefix)}
 
 
 def _names(store: Store) -> list[str]:
@@ -73,9 +85,14 @@ def _legacy_arms(records: dict[str, dict[str, Any]], group: str) -> list[str]:
 
     Names alone would take the arms of a configuration `{group}-2` for this one's.
     """
+    old = {
+        run: record
+        for run, record in records.items()
+        if run.startswith(f"{group}-") and "group" not in record and "created_at" in record
+    }
     batches: list[list[str]] = []
     last = None
-    for made, run in sorted((_created(record), run) for run, record in records.items() if "created_at" in record):
+    for made, run in sorted((_created(record), run) for run, record in old.items()):
         if last is None or (made - last).total_seconds() > _LEGACY_SECONDS:
             batches.append([])
         batches[-1].append(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +44,9 @@ def policy_at(run: Run, version: int) -> Policy:
     return policy
 
 
-def rebuild(run: Run, version: int, newest_checkpoint: int) -> Policy:
+def rebuild(
+    run: Run, version: int, newest_checkpoint: int, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Policy:
     """The policy after `version` steps: a checkpoint, then the committed updates after it.
 
     The updates are re-applied from their saved rollouts and scores; nothing is sampled or judged.
@@ -52,6 +55,7 @@ def rebuild(run: Run, version: int, newest_checkpoint: int) -> Policy:
         run: the run.
         version: training steps behind the policy.
         newest_checkpoint: no checkpoint of a later step is used; 0 starts from the initial model.
+        progress: told how many of the run's updates are applied, and of how many.
 
     Raises:
         ReplayError: a re-applied update does not reproduce its recorded loss and gradient norm (on the CPU).
@@ -61,10 +65,12 @@ def rebuild(run: Run, version: int, newest_checkpoint: int) -> Policy:
         folder = run.store.local_files(run.key("checkpoints", checkpoints[-1]))
         policy = load_checkpoint(folder, run.config.policy, run.config.update)
     elif run.parent is not None:
-        policy = _inherited(run, run.parent, min(version, run.first_step - 1), newest_checkpoint)
+        policy = _inherited(run, run.parent, min(version, run.first_step - 1), newest_checkpoint, progress)
     else:
         policy = load_policy(initial_model(run.store, run.config), run.config.policy, run.config.update)
-    for step in range(policy.version + 1, version + 1):
+    first = policy.version
+    for step in range(first + 1, version + 1):
+        progress(step - first - 1, version - first)
         check_replay(run, step, policy, apply_update(run, policy, step))
     return policy
 
@@ -116,10 +122,12 @@ def check_prompts(run: Run) -> None:
     check_prompt_tokens(policy, problems, run.config.sampling, "domain")
 
 
-def _inherited(run: Run, parent: Run, version: int, newest_checkpoint: int) -> Policy:
+def _inherited(
+    run: Run, parent: Run, version: int, newest_checkpoint: int, progress: Callable[[int, int], None]
+) -> Policy:
     """The policy that a fork has from its parent, made as the parent made it, to be updated as the fork says."""
     here = replace(parent, config=parent.config.model_copy(update={"policy": run.config.policy}))
-    policy = rebuild(here, version, min(version, newest_checkpoint))
+    policy = rebuild(here, version, min(version, newest_checkpoint), progress)
     update = run.config.update
     for group in policy.optimizer.param_groups:
         group.update(lr=update.lr, betas=update.betas, weight_decay=update.weight_decay)
