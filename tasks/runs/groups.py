@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -51,26 +52,33 @@ def arms_of(store: Store, group: str, unreadable: bool = False) -> list[str]:
     """
     names = [run for run in _names(store) if run.startswith(f"{group}-")]
     records = store.run_records(names)
+    lost = [run for run in names if run not in records] if unreadable else []
+    return _arms(records, group, lost)
+
+
+def _arms(records: dict[str, dict[str, Any]], group: str, lost: Collection[str] = ()) -> list[str]:
+    """As `arms_of`; `lost` are the runs whose records could not be read."""
     own = {run: record for run, record in records.items() if record.get("group") == group}
     if not own:
         return _legacy_arms(records, group)
     newest = max(own.values(), key=lambda record: str(record.get("created_at")))
     order = [f"{group}-{arm}" for arm in newest.get("arms", [])]
-    lost = [run for run in names if run in order and run not in records] if unreadable else []
-    return sorted([*own, *lost], key=lambda run: (order.index(run) if run in order else len(order), run))
+    own |= {run: {} for run in lost if run in order}
+    return sorted(own, key=lambda run: (order.index(run) if run in order else len(order), run))
 
 
 def no_such_run(store: Store, name: str) -> ConfigError:
     """What to say of a name that no run has."""
-    if RUN_NAME.fullmatch(name) and (arms := arms_of(store, name)):
+    names = _names(store)
+    records = store.run_records(names)
+    if arms := _arms(records, name):
         return ConfigError(f"{name!r} has several arms: name one of {', '.join(arms)}")
-    near = did_you_mean(name, sorted({*_names(store), *_groups(store)})) or "; `polyepo runs` lists what there is"
+    near = did_you_mean(name, sorted({*names, *_groups(records)})) or "; `polyepo runs` lists what there is"
     return ConfigError(f"run {name!r} does not exist under {store.root!r}{near}")
 
 
-def _groups(store: Store) -> set[str]:
+def _groups(records: dict[str, dict[str, Any]]) -> set[str]:
     """Names of the configurations that runs are arms of."""
-    records = store.run_records(_names(store))
     recorded = {str(record["group"]) for record in records.values() if record.get("group")}
     prefixes = {run[:i] for run in records for i, letter in enumerate(run) if letter == "-"}
     return recorded | {prefix for prefix in prefixes - recorded if _legacy_arms(records, prefix)}
