@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
+from flows.services import local_stack
 from polyepo.schemas import LABELS, ROLLOUTS, SCORES
 from storage import Store
 from tests.storage.test_catalog import PROMPTLESS, commit, label_of, make_root, pick, rows_of, simple
@@ -127,10 +129,10 @@ def test_runs_never_break_a_name(tmp_path):
     (tmp_path / "runs" / "run").rename(tmp_path / "runs" / name)
     record = tmp_path / "runs" / name / "run.json"
     record.write_text(record.read_text().replace('"run": "run"', f'"run": "{name}"'))
-    for width in (30, 60, 80, 200):
+    for width in (20, 30, 60, 80, 200):
         result = CliRunner().invoke(app, ["runs", "--root", str(tmp_path)], env={"COLUMNS": str(width)})
         lines = result.output.splitlines()
-        assert any(line.startswith(name[: width - 1]) for line in lines), "from the beginning of a line"
+        assert any(f"{line} ".startswith(f"{name} ") for line in lines), "from the beginning of a line, and whole"
         assert len(lines) == 2, "a line for the run, and one for the header"
     assert "domain" in result.output
     assert "MB" in result.output
@@ -147,3 +149,55 @@ def test_columns_of_numbers_have_headers(root):
     result = cli("show", "run", "--root", root)
     assert "reward" in result.output
     assert "advantage" in result.output
+
+
+@pytest.fixture
+def arms(tmp_path):
+    """Two arms of the configuration `both`, and a run of its own that is called nearly so."""
+    make_root(tmp_path, [[[simple(), simple(1)]]])
+    for name, group in (("both-a", "both"), ("both-b-c", "both"), ("both-2", None)):
+        shutil.copytree(tmp_path / "runs/run", tmp_path / "runs" / name)
+        record = tmp_path / "runs" / name / "run.json"
+        about = {"group": group, "arm": name.removeprefix("both-"), "arms": ["a", "b-c"]} if group else {"group": None}
+        record.write_text(json.dumps({**json.loads(record.read_text()), "run": name, **about}))
+    shutil.rmtree(tmp_path / "runs/run")
+    return tmp_path
+
+
+def test_a_configuration_is_verified_arm_by_arm(arms):
+    whole = cli("verify", "both", "--root", arms)
+    assert "runs both-a, both-b-c" in whole.output
+    part = next(arms.glob("runs/both-b-c/scores/**/*.parquet"))
+    part.write_bytes(part.read_bytes() + b"x")
+    assert cli("verify", "both-a", "--root", arms).output.count("bytes instead of") == 0
+    broken = cli("verify", "both", "--root", arms)
+    assert (broken.exit_code, broken.output.count("bytes instead of")) == (1, 1)
+    (arms / "runs/both-a/run.json").write_bytes(b"")
+    assert "runs/both-a/run.json is no valid JSON" in cli("verify", "both", "--root", arms).output
+
+
+COMMANDS = [
+    ("show", "{}"), ("verify", "{}"), ("summary", "{}"), ("watch", "{}"), ("report", "{}"), ("export", "{}"),
+    ("model", "{}"), ("compare", "{}", "a", "b"), ("judge-sheet", "{}"), ("fork", "{}", "--at", "0", "--run", "new"),
+    ("cancel", "{}"), ("evaluate", "{}"), ("rescore", "{}"), ("replay", "{}", "1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_a_mistyped_run_is_guessed_wherever_one_is_named(arms, command, monkeypatch):
+    monkeypatch.chdir(arms)
+    monkeypatch.setattr(local_stack, "is_healthy", lambda: False)
+    result = cli(*(word.format("both-aa") for word in command), "--root", arms)
+    assert result.exit_code == 2, result.output
+    assert "run 'both-aa' does not exist" in result.output
+    assert "did you mean both-a?" in result.output
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if c[0] in ("show", "export", "model", "compare", "judge-sheet", "fork", "replay")],
+    ids=lambda command: command[0],
+)  # fmt: skip
+def test_what_takes_one_run_says_which_arms_there_are(arms, command, monkeypatch):
+    monkeypatch.chdir(arms)
+    result = cli(*(word.format("both") for word in command), "--root", arms)
+    assert (result.exit_code, result.output) == (2, "'both' has several arms: name one of both-a, both-b-c\n")

@@ -8,11 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from typer.testing import CliRunner
 
 from flows.cli import app
+from flows.views.sql import prompt
 from flows.views.terminal import safe_text
-from storage import Store
+from storage import Catalog, Store
 
 run_cli = CliRunner()
 
@@ -113,4 +115,37 @@ def test_the_version_is_said():
 
 
 def test_views_for_another_duckdb_say_that_they_are_a_snapshot(root):
-    assert sql(root, "--print-init").output.startswith("-- A snapshot")
+    first = sql(root, "--print-init").output.splitlines()[0]
+    assert first.startswith("-- A snapshot")
+    assert "absolute path" in first
+    assert all(word in sql(root, "--help").output for word in ("snapshot", "absolute"))
+
+
+def test_a_dot_begins_a_command_only_where_a_statement_may_begin(root):
+    for text in ("SELECT 'x\n.help\ny' AS a", "SELECT 1 AS a\n, \n.5 AS b", "SELECT 'x'\n.upper() AS a"):
+        result = sql(root, "--format", "json", input=text)
+        assert result.exit_code == 0, result.output
+        assert len(json.loads(result.output)) == 1
+    for text in (".HELP", ".help;", "-- what is there?\n.help", ";\n.help\r\n"):
+        assert sql(root, input=text).output.startswith("Views: "), text
+    result = sql(root, input="SELECT 1 AS one;\n\n.tables")
+    assert result.exit_code == 1
+    unknown = sql(root, input=".tables")
+    assert (unknown.exit_code, unknown.output) == (1, "there is no command .tables; there are .help, .quit, .exit\n")
+
+
+def test_the_prompt_takes_what_a_pipe_takes(root, monkeypatch):
+    lines = iter([".help", "SELECT run", "FROM runs;", ".tables", "SELECT nonsense;", "SELECT 'x", ".quit", "' AS a;"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines, ".quit"))
+    console = Console(file=io.StringIO(), width=100)
+    prompt(Catalog(root), "table", console)
+    shown = console.file.getvalue()
+    parts = [shown.index(word) for word in ("pass_at_k", "a-run", "no command .tables", "nonsense", "x⏎.quit⏎")]
+    assert parts == sorted(parts)
+
+
+def test_a_long_table_says_how_to_have_it_whole(root):
+    query = "SELECT i FROM range(101) r(i)"
+    said = sql(root, "-c", query).output.splitlines()[-1]
+    assert "`polyepo sql` with --format csv" in said
+    assert len(sql(root, "-c", query, "--format", "csv").output.splitlines()) == 102

@@ -117,7 +117,7 @@ def test_runs_that_exist_need_no_configuration(tmp_path):
 def test_a_name_that_is_nearly_one(tmp_path):
     root = str(tmp_path / "root")
     prepare(root, describe(root, write_config(tmp_path, arms=ARMS), None, None))
-    for given, meant in {"demo-aa": "demo-a", "dmo": "demo", "Demo-b": "demo-b"}.items():
+    for given, meant in {"demo-aa": "demo-a", "dmo": "demo", "Demo-b": "demo-b", "DEMO": "demo"}.items():
         for ask in (open_run, members):
             with pytest.raises(ConfigError, match=rf"run '{given}' does not exist under .*; did you mean {meant}\?"):
                 ask(root, given)
@@ -170,3 +170,26 @@ def test_older_arms_are_resumed_and_stay_together(tmp_path):
     assert [run.config_hash for run in runs] == ["older", "older"], "what it makes from now on carries the hash it had"
     assert members(root, "demo") == ["demo-a", "demo-b"]
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_what_is_suggested_exists(tmp_path):
+    """`my-run` is nobody's arm: there is no `my`."""
+    root = str(tmp_path / "root")
+    prepare(root, describe(root, write_config(tmp_path), "my-run", None))
+    old_record(open_store(root), "old-a", 0)
+    old_record(open_store(root), "old-b", 0)
+    for given, suggested in {"mi": None, "ol": "old", "my-rum": "my-run"}.items():
+        with pytest.raises(ConfigError, match="does not exist") as caught:
+            members(root, given)
+        found = str(caught.value).partition("did you mean ")[2].rstrip("?")
+        assert found == (suggested or "")
+        assert not found or members(root, found)
+
+
+def test_an_arm_that_cannot_be_read_is_left_out_unless_asked_for(tmp_path, caplog):
+    root = str(tmp_path / "root")
+    prepare(root, describe(root, write_config(tmp_path, arms=ARMS), None, None))
+    (tmp_path / "root/runs/demo-a/run.json").write_bytes(b"")
+    assert members(root, "demo") == ["demo-b", "demo-2-c"]
+    assert "demo-a is left out" in caplog.text
+    assert members(root, "demo", unreadable=True) == ["demo-b", "demo-a", "demo-2-c"]
