@@ -53,6 +53,8 @@ def test_a_replay_says_what_it_found(project):
     code, output = polyepo("replay", "run", 2)
     assert code == 0, output
     assert "bit-identical to the committed checkpoint" in output
+    assert "polyepo show run 2 --root" in output.replace("\n", " ")
+    assert polyepo("show", "run", 2)[0] == 0, "the next command works"
     code, output = polyepo("replay", "run", 2, "--scoring", '{"method": "grpo"}')
     assert code == 0, output
     assert "Cosine similarity" in output
