@@ -24,7 +24,8 @@ from catalog import commit, table_of
 
 from polyepo.config import load_config
 from polyepo.schemas import EVALS, LABELS, ROLLOUTS, SCORES, UPDATES
-from storage import ArtifactKey, Manifest, open_store
+from storage import ArtifactKey, Manifest
+from tasks.runs.groups import Arm
 from tasks.runs.run import Run, create_or_resume
 
 CONFIG = "configs/quickstart.yaml"
@@ -131,8 +132,11 @@ def main() -> None:
     parser.add_argument("--root", required=True)
     parser.add_argument("--command", choices=COMMANDS, help="this one alone")
     arguments = parser.parse_args()
-    for name, config in load_config(CONFIG).runs(NAME).items():
-        make_run(Path(arguments.root), create_or_resume(open_store(arguments.root).root, name, config))
+    config = load_config(CONFIG)
+    for arm in config.arms:
+        name = f"{NAME}-{arm}"
+        run = create_or_resume(arguments.root, name, config.runs(NAME)[name], Arm(NAME, arm, list(config.arms)))
+        make_run(Path(arguments.root), run)
     print(f"{'command':10} {'processor s':>11} {'s':>7} {'exit':>5}")
     os.environ["POLYEPO_ROOT"] = arguments.root
     with tempfile.TemporaryDirectory() as scratch:

@@ -56,6 +56,7 @@ _RUN_COLUMNS: list[tuple[str, pa.DataType]] = [
     ("parent", pa.string()),  # the run it was forked from; its steps up to parent_step are found under that name
     ("parent_step", pa.int32()),
 ]
+_RUNS = pa.schema(_RUN_COLUMNS)
 _DUCKDB_TYPES = {
     "string": "VARCHAR",
     "int32": "INTEGER",
@@ -137,9 +138,11 @@ class Catalog:
 
         It names the files that are committed now, by absolute path.
         """
-        views = [_view(name, schema, self._readers(name)) for name, schema in TABLES.items()]
         note = "-- A snapshot: the files that were committed when this was printed, by absolute path."
-        return "\n".join([note, self._runs_view(), *views, *queries().values()])
+        # DuckDB opens a view's files whenever something is made that uses it: all is made of empty views first.
+        empty = [_view(name, schema, []) for name, schema in [("runs", _RUNS), *TABLES.items()]]
+        views = [_view(name, schema, self._readers(name)) for name, schema in TABLES.items()]
+        return "\n".join([note, *empty, *queries().values(), self._runs_view(), *views])
 
     def step_bytes(self, run: str, stage: str) -> dict[int, int]:
         """The size of a stage's files, step by step."""
@@ -148,6 +151,14 @@ class Catalog:
             if table.run == run:
                 sizes[table.step] += table.size
         return dict(sizes)
+
+    def last_steps(self, stage: str) -> dict[str, int]:
+        """The last step of each run that has a stage."""
+        last: dict[str, int] = {}
+        for table in self._known.values():
+            if table.stage == stage:
+                last[table.run] = max(table.step, last.get(table.run, 0))
+        return last
 
     def _tables(self, stage: str) -> list[_Table]:
         return sorted((table for table in self._known.values() if table.stage == stage), key=lambda table: table.path)
@@ -167,7 +178,7 @@ class Catalog:
 
     def _runs_view(self) -> str:
         runs = self._runs()
-        return _view("runs", pa.schema(_RUN_COLUMNS), [_values(runs)] if runs else [])
+        return _view("runs", _RUNS, [_values(runs)] if runs else [])
 
     def _scan(self) -> None:
         each = self._store.each

@@ -167,7 +167,7 @@ class LocalFiles:
 
     def url(self, path: str) -> str:
         """The absolute path."""
-        return str(self._root / path)
+        return f"{self._root}/{path}" if path else str(self._root)
 
 
 def open_files(root: str, **options: Any) -> Files:

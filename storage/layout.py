@@ -52,6 +52,18 @@ class ArtifactKey:
         return "/".join([stage_path(self.run, self.stage, self.partition), f"step={self.step:06d}", *shard])
 
 
+def parse_path(path: str) -> ArtifactKey | None:
+    """The key of an artifact's folder; None if no key has this path."""
+    parts = path.split("/")
+    pairs = [(name, value) for name, _, value in (part.partition("=") for part in parts[3:])]
+    shard = pairs.pop()[1] if pairs and pairs[-1][0] == "shard" else None
+    try:
+        key = ArtifactKey(parts[1], parts[2], int(pairs.pop()[1]), tuple(pairs), None if shard is None else int(shard))
+    except (IndexError, ValueError):
+        return None
+    return key if key.path == path else None
+
+
 @dataclass(frozen=True)
 class ModelKey:
     """A model that runs share, named by the digest of what it was made from."""

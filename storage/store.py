@@ -26,14 +26,13 @@ from pydantic import ValidationError
 from polyepo.schemas import SCHEMA_VERSION, TABLES, VALUES
 from storage.errors import CorruptArtifactError, StoreError
 from storage.files import Files, open_files
-from storage.layout import AnyKey, ArtifactKey, check_name, is_name, stage_path
+from storage.layout import AnyKey, ArtifactKey, check_name, is_name, parse_path, stage_path
 from storage.manifest import FileEntry, Manifest, Provenance
 
 _LOG = logging.getLogger(__name__)
 _Key = TypeVar("_Key", bound=AnyKey)
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-_STEP = re.compile(r"step=[0-9]+")
 _ROW_GROUP_BYTES = 64 << 20
 _KEPT_BYTES = 256 << 20
 _SETTINGS = re.compile(r"[0-9]{3,}\.json")
@@ -210,25 +209,35 @@ class Store:
                 raise CorruptArtifactError(f"{path} must have {entry.size} bytes, but has {size}")
         return folder
 
+    def artifacts(
+        self, run: str, stage: str, partition: tuple[tuple[str, str], ...] = (), step: int | None = None
+    ) -> list[ArtifactKey]:
+        """Everything of a stage that is committed, in the order of the paths: found by one listing.
+
+        Args:
+            run: its name.
+            stage: such as "labels".
+            partition: what the partition of each begins with.
+            step: this one alone; all if not given.
+        """
+        folder = stage_path(run, stage, partition) if step is None else ArtifactKey(run, stage, step, partition).path
+        for path in list(self._pending):
+            if path.startswith(f"{folder}/"):
+                self._arrived(path)
+        paths = (file.path for file in self.files.find(folder) if file.path.endswith("/manifest.json"))
+        return [key for path in paths if (key := parse_path(path.removesuffix("/manifest.json"))) is not None]
+
     def steps(
         self, run: str, stage: str, partition: tuple[tuple[str, str], ...] = (), shard: int | None = None
     ) -> list[int]:
         """Steps of a stage that are committed, in order; of a sharded stage, those whose `shard` is."""
-        folder = stage_path(run, stage, partition)
-        for path in list(self._pending):
-            if path.startswith(f"{folder}/"):
-                self._arrived(path)
-        # One listing tells of all of them, where their manifests would be a request each.
-        end = "/manifest.json" if shard is None else f"/shard={shard:03d}/manifest.json"
-        paths = (file.path[len(folder) + 1 :] for file in self.files.find(folder))
-        names = (path.removesuffix(end) for path in paths if path.endswith(end))
-        return sorted(int(name.removeprefix("step=")) for name in names if _STEP.fullmatch(name))
+        keys = self.artifacts(run, stage, partition)
+        return sorted(key.step for key in keys if key.partition == partition and key.shard == shard)
 
     def shards(self, run: str, stage: str, step: int, partition: tuple[tuple[str, str], ...] = ()) -> list[int]:
         """Shards of a step that are committed, in order."""
-        names = self.files.names(ArtifactKey(run, stage, step, partition).path)
-        shards = sorted(int(name.removeprefix("shard=")) for name in names if name.startswith("shard="))
-        return [shard for shard in shards if self.exists(ArtifactKey(run, stage, step, partition, shard))]
+        keys = self.artifacts(run, stage, partition, step)
+        return sorted(key.shard for key in keys if key.shard is not None)
 
     def runs(self) -> list[str]:
         """Names of all runs."""

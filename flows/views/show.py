@@ -14,16 +14,17 @@ from rich.text import Text
 
 from flows.views.terminal import safe_text
 from polyepo.config import ConfigError
-from storage import connect, open_store, rows
+from storage import Catalog, connect, open_store, rows
 from tasks.runs.groups import no_such_run
 from tasks.runs.run import open_run
 
+# Steps are spelt out, so that only their files are opened: a run's last one.
 _RUNS = """
 SELECT r.run, r.state, r.domain, r.scoring, r.steps_done, r.steps, r.bytes, r.last_commit,
        u.reward_mean, u.distinct_successful
 FROM runs r LEFT JOIN (
     SELECT run, arg_max(reward_mean, step) AS reward_mean, arg_max(distinct_successful, step) AS distinct_successful
-    FROM updates GROUP BY run
+    FROM updates WHERE step IN ({last_steps}) GROUP BY run
 ) u USING (run)
 ORDER BY r.created_at, r.run
 """
@@ -52,7 +53,10 @@ def runs_table(root: str, width: int, like: str | None = None) -> Table:
         width: columns of the terminal; what does not fit is left out, the least telling first. Name and steps stay.
         like: runs whose names hold this text, or match it as a pattern with * and ?.
     """
-    found = [row for row in rows(connect(root), _RUNS) if like is None or _is_like(row["run"], like)]
+    catalog = Catalog(root)
+    last = catalog.last_steps("updates")
+    listed = rows(catalog.connection, _RUNS.format(last_steps=", ".join(map(str, sorted({*last.values()}))) or "NULL"))
+    found = [row for row in listed if like is None or _is_like(row["run"], like)]
     columns = {
         "run": [safe_text(row["run"]) for row in found],
         "state": [safe_text(row["state"] or "") for row in found],
@@ -98,7 +102,7 @@ def show_prompt(root: str, run: str, step: int | None, problem: str | None) -> R
     if "parent" in record:  # a fork's first steps are found under the name of the run that made them
         opened = open_run(root, run)
         run = opened.owner(opened.last_step() if step is None else step).name
-    connection = connect(root)
+    connection = connect(root, [run])
     there = rows(connection, "SELECT scoring, max(step) AS step FROM scores WHERE run = $run GROUP BY ALL", run=run)
     if not there:
         there = rows(connection, "SELECT NULL AS scoring, step FROM rollouts WHERE run = $run GROUP BY ALL", run=run)

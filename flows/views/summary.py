@@ -138,10 +138,10 @@ def _mean(values_P: Any) -> float | None:
 def _seconds(run: Run, last_step: int) -> dict[str, float]:
     columns = [f"seconds_{stage}" for stage in STAGES]
     totals = dict.fromkeys(STAGES, 0.0)
-    for step in range(1, last_step + 1):
-        row = run.store.read_table(run.key("updates", step), columns).to_pylist()[0]
+    keys = (run.key("updates", step) for step in range(1, last_step + 1))
+    for table in run.store.read_tables(keys, columns):
         for stage in STAGES:
-            totals[stage] += row[f"seconds_{stage}"]
+            totals[stage] += table[f"seconds_{stage}"][0].as_py()
     return totals
 
 

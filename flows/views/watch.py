@@ -42,11 +42,10 @@ class Watched:
     def refresh(self) -> None:
         """Read the steps that were committed since."""
         store = self.run.store
-        step = self.step + 1
-        while store.exists(key := self.run.key("updates", step)):
-            row = store.read_table(key).to_pylist()[0]
+        steps = range(self.step + 1, self.run.last_step() + 1)
+        for step, table in zip(steps, store.read_tables(self.run.key("updates", step) for step in steps), strict=True):
+            row = table.to_pylist()[0]
             self.rows[step] = row | {"seconds": sum(row[name] for name in _SECONDS)}
-            step += 1
 
     @property
     def step(self) -> int:

@@ -9,7 +9,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +16,7 @@ import pyarrow as pa
 
 from polyepo.judges import Call, CallLog, Judge
 from polyepo.schemas import JUDGE_CALLS
-from storage import ArtifactKey, Store
+from storage import ArtifactKey
 from storage.layout import is_name
 from tasks.runs.run import Run
 
@@ -43,10 +42,11 @@ class RunCalls:
         self.spent = 0.0
         """What this judge's calls in this run have cost; at most, where that is not known."""
         names = [name for name in run.store.files.names("runs") if is_name(name)] if judge.reuses_all_runs else []
-        with ThreadPoolExecutor(16) as pool:
-            keys = [key for name in dict.fromkeys([run.name, *names]) for key in _committed(run.store, name)]
-            for key, calls in zip(keys, pool.map(self._read_without_replies, keys), strict=True):
-                self._learn(key, calls)
+        every = dict.fromkeys([run.name, *names])
+        of_runs = run.store.each(lambda name: run.store.artifacts(name, "judge_calls"), every)
+        keys = [key for found in of_runs for key in found]
+        for key, calls in zip(keys, run.store.each(self._read_without_replies, keys), strict=True):
+            self._learn(key, calls)
 
     def find(self, request_sha256: str) -> list[Call]:
         """The calls of a request, oldest first."""
@@ -104,7 +104,8 @@ class ShardCalls(CallLog):
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._commit_now_and_then, name="judge-calls", daemon=True)
         self._num_chunks = 0
-        while run.store.exists(self._key(self._num_chunks)):
+        committed = {key.shard for key in run.store.artifacts(run.name, "judge_calls", self._key(0).partition, step)}
+        while self._key(self._num_chunks).shard in committed:
             self._num_chunks += 1
         self._thread.start()
 
@@ -211,20 +212,3 @@ def _calls_in(table: pa.Table) -> list[Call]:
     """The rows of a table as calls. Those of earlier versions have no cost_bound: what they may have cost is lost."""
     rows: list[dict[str, Any]] = table.to_pylist()
     return [Call._make(row.get(name) for name in Call._fields) for row in rows]
-
-
-def _committed(store: Store, run: str) -> list[ArtifactKey]:
-    """All committed artifacts with judge calls of a run."""
-    keys = []
-    folder = f"runs/{run}/judge_calls"
-    for judge in _values(store, folder, "judge"):
-        for step in _values(store, f"{folder}/judge={judge}", "step"):
-            for shard in _values(store, f"{folder}/judge={judge}/step={step}", "shard"):
-                keys.append(ArtifactKey(run, "judge_calls", int(step), (("judge", judge),), int(shard)))
-    with ThreadPoolExecutor(16) as pool:
-        return [key for key, there in zip(keys, pool.map(store.exists, keys), strict=True) if there]
-
-
-def _values(store: Store, folder: str, name: str) -> list[str]:
-    found = (entry.split("=", 1) for entry in store.files.names(folder) if entry.startswith(f"{name}="))
-    return [value for _, value in found if is_name(value)]

@@ -14,7 +14,6 @@ from polyepo.domains import Domain, Problem
 from polyepo.judges import AnswerJudge, AnyJudge, Judge, ProgramJudge
 from polyepo.schemas import EVALUATIONS
 from storage import ArtifactKey
-from storage.layout import stage_path
 from tasks.runs.run import Run
 from tasks.runs.scores import IMPORTED
 
@@ -45,10 +44,9 @@ def evaluation_due(run: Run, step: int) -> bool:
 
 def parts(run: Run, benchmark: str, step: int) -> list[ArtifactKey]:
     """The committed artifacts of an evaluation, in the order in which they were committed."""
-    whole = run.key("evals", step, benchmark=benchmark)
-    found = [whole] if run.store.exists(whole) else []  # by versions that did not write shards
-    shards = run.store.shards(whole.run, "evals", step, whole.partition)
-    return found + [run.key("evals", step, shard, benchmark=benchmark) for shard in shards]
+    keys = run.store.artifacts(run.owner(step).name, "evals", (("benchmark", benchmark),), step)
+    # One without a shard is by a version that did not write any.
+    return sorted(keys, key=lambda key: -1 if key.shard is None else key.shard)
 
 
 def evaluated_steps(run: Run, benchmark: str) -> list[int]:
@@ -56,17 +54,15 @@ def evaluated_steps(run: Run, benchmark: str) -> list[int]:
     if run.parent is not None:
         before = [step for step in evaluated_steps(run.parent, benchmark) if step < run.first_step]
         return before + evaluated_steps(replace(run, forked_from=None), benchmark)
-    names = run.store.files.names(stage_path(run.name, "evals", (("benchmark", benchmark),)))
-    steps = [int(name.removeprefix("step=")) for name in names if name.startswith("step=")]
-    return [step for step in sorted(steps) if parts(run, benchmark, step)]
+    return sorted({key.step for key in run.store.artifacts(run.name, "evals", (("benchmark", benchmark),))})
 
 
 def read_evaluation(run: Run, benchmark: str, step: int, columns: Sequence[str]) -> list[dict[str, Any]]:
     """Rows of an evaluation, by problem in the benchmark's order and by sample; none if nothing is committed."""
     wanted = list(dict.fromkeys(["problem_id", "sample", *columns]))
     by_problem: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for key in parts(run, benchmark, step):
-        for row in run.store.read_table(key, wanted).to_pylist():
+    for table in run.store.read_tables(parts(run, benchmark, step), wanted):
+        for row in table.to_pylist():
             by_problem[row["problem_id"]].append(row)
     return [row for rows in by_problem.values() for row in sorted(rows, key=lambda row: row["sample"])]
 
@@ -78,8 +74,8 @@ def missing_samples(run: Run, benchmark: str, step: int, num_samples: int) -> li
     any.
     """
     there: set[int] = set()
-    for key in parts(run, benchmark, step):
-        numbers: list[Any] = run.store.read_table(key, ["sample"])["sample"].unique().to_pylist()
+    for table in run.store.read_tables(parts(run, benchmark, step), ["sample"]):
+        numbers: list[Any] = table["sample"].unique().to_pylist()
         there.update(numbers)
     ranges: list[range] = []
     for number in range(num_samples):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from polyepo.config import RunConfig
 from polyepo.section import digest
@@ -13,6 +13,7 @@ from tasks.runs.run import Run
 
 # Part of a warm start's name: raise it when the recipe changes what comes out for the same settings.
 _WARM_START_RECIPE = 1
+_TOKENIZER = "tokenizer.json"
 
 
 def warm_start_digest(config: RunConfig) -> str:
@@ -32,22 +33,34 @@ def initial_model(store: Store, config: RunConfig) -> str | Path:
     return str(config.policy.model)
 
 
-def load_tokenizer(run: Run) -> Any:
-    """The run's tokenizer, without the weights. Raises OSError or ValueError if its model is not at hand."""
-    from transformers import AutoTokenizer  # takes seconds to import
+def load_decoder(run: Run) -> Callable[[list[int]], str] | None:
+    """What turns token ids into text as the run's tokenizer does; None if that is not at hand, which is not asked for.
 
+    It is read from its file alone: neither transformers nor code that comes with a model is loaded.
+    """
+    from tokenizers import Tokenizer
+
+    path = _tokenizer_file(run)
+    if path is None or not path.is_file():
+        return None
+    tokenizer = Tokenizer.from_file(str(path))
+    return lambda token_ids: str(tokenizer.decode(token_ids, skip_special_tokens=True))
+
+
+def _tokenizer_file(run: Run) -> Path | None:
     if run.parent is not None:
-        return load_tokenizer(run.parent)
-    key: AnyKey | None = None
-    if steps := run.store.steps(run.name, "checkpoints"):
-        key = run.key("checkpoints", steps[-1])
-    elif run.config.policy.warm_start:
+        return _tokenizer_file(run.parent)
+    steps = run.store.steps(run.name, "checkpoints")
+    key: AnyKey | None = run.key("checkpoints", steps[-1]) if steps else None
+    if key is None and run.config.policy.warm_start:
         key = ModelKey("warm-start", warm_start_digest(run.config))
-    source = str(run.config.policy.model)
     if key is not None and (manifest := run.store.manifest(key)):
-        names = [file.path for file in manifest.files if not file.path.endswith(".safetensors")]
-        source = str(run.store.files.local_copy(f"{manifest.path}/{manifest.attempt}", names))
-    policy = run.config.policy
-    return AutoTokenizer.from_pretrained(
-        source, trust_remote_code=policy.trust_remote_code, revision=policy.revision or "main"
-    )
+        names = [file.path for file in manifest.files if file.path == _TOKENIZER]
+        return run.store.files.local_copy(f"{manifest.path}/{manifest.attempt}", names) / _TOKENIZER
+    model = run.config.policy.model
+    if model is None or Path(model).is_dir():
+        return Path(model) / _TOKENIZER if model else None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, _TOKENIZER, revision=run.config.policy.revision or "main")
+    return Path(found) if isinstance(found, str) else None

@@ -13,11 +13,14 @@ from polyepo.errors import PolyepoError
 from polyepo.policy.checkpoint import load_checkpoint
 from polyepo.policy.model import Policy, check_context, check_prompt_tokens, load_policy
 from polyepo.policy.update import Batch, UpdateMetrics, update
+from storage import ArtifactKey
 from tasks.runs.models import initial_model
 from tasks.runs.run import Run
 
 disable_progress_bar()  # transformers draws one for every model it loads, log file or not
 
+
+_FETCHED_STEPS = 16  # whose tables are asked for side by side before their updates are applied again
 
 # One policy at a time: (root, run) and the live object. Version and weights always agree, or it is not here.
 _live: dict[tuple[str, str], Policy] = {}
@@ -68,11 +71,20 @@ def rebuild(
         policy = _inherited(run, run.parent, min(version, run.first_step - 1), newest_checkpoint, progress)
     else:
         policy = load_policy(initial_model(run.store, run.config), run.config.policy, run.config.update)
-    first = policy.version
-    for step in range(first + 1, version + 1):
-        progress(step - first - 1, version - first)
-        check_replay(run, step, policy, apply_update(run, policy, step))
+    steps = range(policy.version + 1, version + 1)
+    for first in range(0, len(steps), _FETCHED_STEPS):
+        some = steps[first : first + _FETCHED_STEPS]
+        run.store.fetch(key for step in some for key in _update_keys(run, step))
+        for done, step in enumerate(some, first):
+            progress(done, len(steps))
+            check_replay(run, step, policy, apply_update(run, policy, step))
     return policy
+
+
+def _update_keys(run: Run, step: int) -> list[ArtifactKey]:
+    """What a step's update is applied again from, and compared with."""
+    rollouts = [run.key("rollouts", step, shard) for shard in range(run.config.sampling.shards)]
+    return [*rollouts, run.scores_key(step), run.key("updates", step)]
 
 
 def take_policy(run: Run, version: int) -> Policy:

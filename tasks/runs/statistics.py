@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -89,6 +88,5 @@ def stage_seconds(run: Run, step: int) -> dict[str, float]:
 
 def read_updates(run: Run, steps: Iterable[int]) -> list[dict[str, Any]]:
     """Update rows of committed steps, in the order asked for; rows of older runs lack newer columns."""
-    with ThreadPoolExecutor(16) as pool:  # object storage answers many requests at a time
-        tables = pool.map(lambda step: run.store.read_table(run.key("updates", step)), steps)
-        return [row for table in tables for row in table.to_pylist()]
+    tables = run.store.read_tables(run.key("updates", step) for step in steps)
+    return [row for table in tables for row in table.to_pylist()]

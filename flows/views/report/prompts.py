@@ -14,7 +14,7 @@ from polyepo.objectives import DEGENERATE
 from polyepo.report import ProblemKey, Prompt, Response
 from polyepo.report.choose import Candidate, fit
 from polyepo.report.data import TRAIN
-from tasks.runs.models import load_tokenizer, warm_start_digest
+from tasks.runs.models import load_decoder, warm_start_digest
 from tasks.runs.run import Run
 
 PAGE_BYTES = 8_000_000
@@ -189,17 +189,9 @@ def decoders(runs: Sequence[Run]) -> list[Callable[[list[int]], str] | None]:
     of_model: dict[str, Callable[[list[int]], str] | None] = {}
     for run in runs:
         if (model := _model(run)) not in of_model:
-            of_model[model] = _decoder(run)
+            of_model[model] = load_decoder(run)
     return [of_model[_model(run)] for run in runs]
 
 
 def _model(run: Run) -> str:
     return run.config.policy.model or warm_start_digest(run.config)
-
-
-def _decoder(run: Run) -> Callable[[list[int]], str] | None:
-    try:
-        tokenizer = load_tokenizer(run)
-    except (OSError, ValueError):  # a model of the hub that is not on this machine: the text itself must do
-        return None
-    return lambda token_ids: tokenizer.decode(token_ids, skip_special_tokens=True)

@@ -19,7 +19,7 @@ class Source:
     """The catalog, narrowed to the report's runs: small tables are read once, under their own names."""
 
     def __init__(self, root: str, runs: Sequence[Run]) -> None:
-        self.connection: duckdb.DuckDBPyConnection = connect(root)
+        self.connection: duckdb.DuckDBPyConnection = connect(root, [run.name for run in runs])
         self.names = [run.name for run in runs]
         self.where = f"run IN ({', '.join(map(quote, self.names))})"
         self.labels = short_names(self.names)
