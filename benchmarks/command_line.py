@@ -62,13 +62,13 @@ def make_run(root: Path, run: Run) -> None:
 
 
 def make_step(root: Path, run: Run, step: int) -> None:
-    """One step: rollouts, labels of two judges, scores, update."""
+    """One step: rollouts, labels (of one arm, by two judges), scores, update."""
     problems = [problem.problem_id for problem in run.problems_of_step(step)]
     columns = responses(run, step, problems, run.config.sampling.num_responses)
     num_rows = len(columns["sample"])
     sampled = commit(root, run.key("rollouts", step, 0), pick(ROLLOUTS, num_rows, columns), "rollouts", [])
     labelled: list[Manifest] = []
-    for judge in ("program", "answer"):
+    for judge in ("program", "answer")[: 2 if run.name == f"{NAME}-grpo" else 1]:
         labels = columns | {"judge": judge, "macro_strategy": "root", "status": "ok"}
         key = ArtifactKey(run.name, "labels", step, (("judge", judge),), 0)
         labelled.append(commit(root, key, pick(LABELS, num_rows, labels), "labels", [sampled]))

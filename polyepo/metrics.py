@@ -128,22 +128,26 @@ def maj_at_k(
     if num_draws < 1:
         raise ValueError(f"num_draws must be at least 1, but is {num_draws}")
     if k == 1:
-        draws = [[i] for i in range(num_samples)]
+        draws_DK = np.arange(num_samples)[:, None]
     elif k == num_samples:
-        draws = [list(range(num_samples))]
+        draws_DK = np.arange(num_samples)[None]
     else:
-        rng = np.random.default_rng(seed)
-        draws = [rng.choice(num_samples, k, replace=False).tolist() for _ in range(num_draws)]
-    given = Counter(answers)
-    right = Counter(answer for answer, ok in zip(answers, correct, strict=True) if ok)
-    accuracy, share = 0.0, 0.0
-    for draw in draws:
-        votes = Counter(answers[i] for i in draw if answers[i] is not None)
-        best = max(votes.values(), default=0)
-        winners = [answer for answer, count in votes.items() if count == best]
-        accuracy += sum(right[w] / given[w] for w in winners) / max(len(winners), 1)
-        share += best / k
-    return accuracy / len(draws), share / len(draws)
+        shuffled = np.tile(np.arange(num_samples), (num_draws, 1))
+        draws_DK = np.random.default_rng(seed).permuted(shuffled, axis=1)[:, :k]
+    number = {answer: i for i, answer in enumerate(dict.fromkeys(a for a in answers if a is not None))}
+    if not number:
+        return 0.0, 0.0
+    of_sample = np.array([number.get(answer, len(number)) for answer in answers])
+    correct_A = np.bincount(of_sample, np.asarray(correct, dtype=float), len(number) + 1)
+    right_A = (correct_A / np.maximum(np.bincount(of_sample, minlength=len(number) + 1), 1))[:-1]
+    # Votes of all draws are counted at once, those for None in a column that is dropped.
+    rows = np.arange(len(draws_DK))[:, None] * (len(number) + 1)
+    votes = np.bincount((rows + of_sample[draws_DK]).ravel(), minlength=len(draws_DK) * (len(number) + 1))
+    votes_DA = votes.reshape(len(draws_DK), -1)[:, :-1]
+    best_D = votes_DA.max(1)
+    wins_DA = (votes_DA == best_D[:, None]) & (best_D > 0)[:, None]
+    accuracy_D = (wins_DA * right_A).sum(1) / np.maximum(wins_DA.sum(1), 1)
+    return float(accuracy_D.mean()), float(best_D.mean() / k)
 
 
 def answer_entropy(answers: Sequence[Hashable]) -> float:

@@ -10,6 +10,8 @@ class StoreError(PolyepoError, RuntimeError):
 class NoSuchRootError(StoreError):
     """The root is in a bucket that does not exist."""
 
+    exit_code = 2
+
 
 class CorruptArtifactError(StoreError):
     """A committed artifact's files are not what its manifest says."""

@@ -34,6 +34,7 @@ _Key = TypeVar("_Key", bound=AnyKey)
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 _ROW_GROUP_BYTES = 64 << 20
+_THREADED_BYTES = 1 << 20
 _KEPT_BYTES = 256 << 20
 _SETTINGS = re.compile(r"[0-9]{3,}\.json")
 _DICTIONARY_COLUMNS = {
@@ -495,7 +496,8 @@ def conform(table: pa.Table, table_name: str) -> pa.Table:
 
 def _read_part(part: bytes, columns: list[str] | None, table_name: str | None) -> pa.Table:
     """Columns of a Parquet file; null where they are the table's and the file, of an older version, lacks them."""
-    table = pq.ParquetFile(pa.BufferReader(part)).read(columns)
+    # pq.read_table would import pandas; and a small file is read before threads have started.
+    table = pq.ParquetFile(pa.BufferReader(part)).read(columns, use_threads=len(part) > _THREADED_BYTES)
     if columns is None or table_name not in TABLES:
         return table
     for name in set(columns) - set(table.column_names):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from flows.cli.base import ExistingRoot, RootOption, app, fail, progress, quiet_prefect, shell_command
+from flows.cli.base import ExistingRoot, RootOption, app, fail, progress, shell_command
 
 
 @app.command(name="import")
@@ -35,7 +35,6 @@ def import_(
     root: RootOption = "artifacts",
 ) -> None:
     """Make a run of rollouts that others made: verl's dumps, TRL's completion tables, or any table of responses."""
-    quiet_prefect()
     from flows.views.terminal import safe_text
     from polyepo.config import ConfigError, validated
     from polyepo.domains import AnyDomain

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from flows.cli.base import ExistingRoot, app, fail, quiet_prefect, shell_command
+from flows.cli.base import ExistingRoot, app, fail, shell_command
 
 _SAY_EVERY_S = 10.0
 
@@ -30,7 +30,6 @@ def compare(
     from polyepo.config import ConfigError
 
     console = Console()
-    quiet_prefect()
     try:
         from flows.views.compare import compare as compare_judges
         from flows.views.compare import render
@@ -110,7 +109,6 @@ def judge_sheet(
     from polyepo.config import ConfigError
 
     console = Console()
-    quiet_prefect()
     from flows.views.judges import sheet
 
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import sys
@@ -12,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from flows.cli.base import ExistingRoot, app, fail, progress, quiet_prefect, shell_command
+from flows.cli.base import ExistingRoot, app, fail, progress, shell_command
 
 
 @app.command()
@@ -161,16 +160,15 @@ def report(
     from polyepo.config import ConfigError
 
     console = Console()
-    quiet_prefect()
-    with console.status("reading") if console.is_terminal else contextlib.nullcontext():
-        from flows.views.report import write_report
+    from flows.views.report import write_report
 
-        try:
-            size = write_report(root, runs, output)
-        except ConfigError as error:
-            fail(console, str(error), code=2)
-        except OSError as error:
-            fail(console, f"{output} cannot be written: {error.strerror or error}")
+    try:
+        with progress("parts of the report") as tell:
+            size = write_report(root, runs, output, tell)
+    except ConfigError as error:
+        fail(console, str(error), code=2)
+    except OSError as error:
+        fail(console, f"{output} cannot be written: {error.strerror or error}")
     typer.echo(f"{output}: {size / 1e6:.1f} MB\n\nNext:\n  {output.absolute().as_uri()}\n      open it in a browser")
 
 
@@ -183,7 +181,6 @@ def watch(
     from polyepo.config import ConfigError
 
     console = Console()
-    quiet_prefect()
     from flows.views.watch import watch as watch_run
 
     try:

@@ -116,7 +116,6 @@ def plan(
     from polyepo.config import load_config
 
     console = Console()
-    quiet_prefect()
     loaded = load_config(config, parse_settings(changes or []))
     with console.status("planning") if console.is_terminal else contextlib.nullcontext():
         from flows.plan import make_plan
@@ -220,7 +219,6 @@ def summary(run: str, root: ExistingRoot = "artifacts") -> None:
 
 
 def _print_summary(console: Console, root: str, run: str) -> None:
-    quiet_prefect()
     from flows.views.summary import render, summarize
 
     console.print(render(summarize(root, run)))

@@ -47,5 +47,7 @@ def divergence(token_ids: Sequence[list[int]], texts: Sequence[str], decode: Dec
 
 def _shared(a: Sequence[Any], b: Sequence[Any]) -> int:
     """Length of the longest common prefix."""
-    shortest = min(len(a), len(b))
-    return next((i for i in range(shortest) if a[i] != b[i]), shortest)
+    for i, (one, other) in enumerate(zip(a, b, strict=False)):
+        if one != other:
+            return i
+    return min(len(a), len(b))

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from importlib import resources
 from typing import Any
 
@@ -164,6 +165,7 @@ def _cluster(cluster: int | None, degenerate: bool) -> int | None:
     return DEGENERATE if degenerate else cluster
 
 
+@lru_cache(maxsize=1 << 16)  # rewards and advantages are few, and stand there many times
 def _round(value: float) -> float | None:
     if not math.isfinite(value):
         return None

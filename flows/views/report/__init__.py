@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flows.views.report.curves import curves, judge_differences
@@ -22,18 +22,34 @@ from storage.layout import check_name
 from tasks.runs.groups import members
 from tasks.runs.run import Run, open_run
 
+Progress = Callable[[int, int], None]
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
 
 class NothingToReportError(ConfigError):
     """No step and no evaluation of the runs is committed yet."""
 
 
-def write_report(root: str, names: Sequence[str], output: Path) -> int:
+_PARTS = 6  # that the work is told to have, each about as long as another
+
+
+def write_report(root: str, names: Sequence[str], output: Path, progress: Progress = _silent) -> int:
     """Write the report of runs (or of whole configurations: their arms) to a file; returns its size in bytes.
+
+    Args:
+        root: where the runs are.
+        names: of runs or configurations.
+        output: the file.
+        progress: told how many parts of the work are done, and of how many.
 
     Raises:
         ConfigError: there is no such run under the root, or none has taken a step or been evaluated.
     """
-    page = render(assemble(root, names)).encode()
+    page = render(assemble(root, names, progress=progress)).encode()
+    progress(_PARTS, _PARTS)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(page)
     return len(page)
@@ -52,10 +68,12 @@ def publish_report(root: str, title: str, runs: Sequence[str]) -> str:
     return url if "://" in url else Path(url).as_uri()
 
 
-def assemble(root: str, names: Sequence[str], title: str | None = None) -> Report:
+def assemble(root: str, names: Sequence[str], title: str | None = None, progress: Progress = _silent) -> Report:
     """Everything the report of these runs shows. Raises ConfigError as `write_report` does."""
     runs = [open_run(root, run) for run in dict.fromkeys(run for name in names for run in members(root, name))]
+    progress(0, _PARTS)
     source = Source(root, runs)
+    progress(1, _PARTS)
     if not source.rows("SELECT 1 FROM updates UNION ALL SELECT 1 FROM evals LIMIT 1"):
         raise NothingToReportError(
             f"run {' '.join(names)}: no step and no evaluation is committed yet, so there is no report"
@@ -63,6 +81,7 @@ def assemble(root: str, names: Sequence[str], title: str | None = None) -> Repor
     facts = _facts(runs, source)
     held_out = [HeldOut(source, benchmark) for benchmark in source.benchmarks]
     prompts, coverage_note, sql = read_prompts(source)
+    progress(3, _PARTS)
     shown = {prompt.problem_id for prompt in prompts}
     histories, history_sql, history_note = read_histories(source, shown)
     second = judge_differences(source)
@@ -72,6 +91,7 @@ def assemble(root: str, names: Sequence[str], title: str | None = None) -> Repor
         *second,
     ]
     table = held_out[0].table() if held_out else []
+    progress(4, _PARTS)
     return Report(
         title=title or ", ".join(names),
         runs=facts,
