@@ -1,8 +1,11 @@
-"""What object storage costs a training step: seconds and requests, at a given latency of every request.
+"""What object storage costs: seconds and requests of a training step, and of reading a run, at a latency per request.
 
     python benchmarks/object_storage.py --latency 0.2
+    python benchmarks/object_storage.py --latency 0.2 --steps 850 --checkpoint-every 50 --reading
 
 A tiny model trains for some steps on moto's S3 server behind a proxy that delays each request; Prefect is left out.
+With --reading it trains on the local disk, and what was made is copied there, but for the last step: then the run is
+resumed, summarized, listed and opened in SQL, each as a process of its own would.
 """
 
 from __future__ import annotations
@@ -14,12 +17,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.storage.proxy import Proxy
 
+ROOT = "s3://bucket/x"
 SERVER = "from moto.server import ThreadedMotoServer as S; import time; S('127.0.0.1', 5555).start(); time.sleep(1e6)"
 
 
@@ -30,6 +35,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--checkpoint-every", type=int, default=4)
+    parser.add_argument("--reading", action="store_true")
     arguments = parser.parse_args()
 
     server = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -39,14 +45,72 @@ def main() -> None:
                 AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test", AWS_ENDPOINT_URL_S3=proxy.url,
                 AWS_DEFAULT_REGION="us-east-1",
             )  # fmt: skip
+            if arguments.reading:
+                read_back(folder, arguments, proxy)
+                return
             local, _ = measure(folder, arguments, proxy)
             make_bucket()
-            remote, requests = measure("s3://bucket/x", arguments, proxy)
+            remote, requests = measure(ROOT, arguments, proxy)
     finally:
         server.kill()
     print(f"local disk  {local:.2f} s a step")
     print(f"S3          {remote:.2f} s a step at {arguments.latency:g} s a request")
     print("requests    " + ", ".join(f"{count / arguments.steps:.1f} {method}" for method, count in requests.items()))
+
+
+def read_back(folder: str, arguments: argparse.Namespace, proxy: Proxy) -> None:
+    """Train on the local disk, copy all but the last step to the bucket, and print a line for each way to read it."""
+    from flows.views.show import runs_table
+    from flows.views.summary import summarize
+    from storage import connect, open_store
+    from tasks.evaluate import evaluate
+    from tasks.runs import policies
+    from tasks.runs.run import create_or_resume, open_run
+
+    measure(folder, arguments, proxy)
+    for step in (0, arguments.steps - 1):
+        evaluate.fn(folder, "run", step)
+    make_bucket()
+    copy(Path(folder), f"step={arguments.steps:06d}")
+
+    def resume() -> None:
+        config = open_run(folder, "run").config
+        run = create_or_resume(ROOT, "run", config)
+        policies.check_prompts(run)
+        run.store.steps("run", "updates")
+        run.store.steps("run", "checkpoints")
+
+    ways: dict[str, Callable[[], object]] = {
+        "resume": resume,
+        "summary": lambda: summarize(ROOT, "run"),
+        "runs": lambda: runs_table(ROOT, 80),
+        "open SQL": lambda: connect(ROOT),
+        "query all updates": lambda: connect(ROOT).execute("SELECT avg(loss) FROM updates").fetchall(),
+        "query one step": lambda: connect(ROOT).execute("SELECT count(*) FROM rollouts WHERE step = 7").fetchall(),
+    }
+    print(f"a run of {arguments.steps} steps at {arguments.latency:g} s a request")
+    print(f"{'':18} {'requests':>9} {'s':>7}")
+    for name, read in ways.items():
+        open_store.cache_clear()
+        open_run.cache_clear()
+        policies._live.clear()
+        proxy.latency_s = arguments.latency
+        first, started = len(proxy.requests), time.perf_counter()
+        read()
+        print(f"{name:18} {len(proxy.requests) - first:9,} {time.perf_counter() - started:7.1f}", flush=True)
+        proxy.latency_s = 0.0
+
+
+def copy(folder: Path, last_step: str) -> None:
+    """Put a local root's files into the bucket, without what was made last: the update and the checkpoint."""
+    import s3fs
+
+    fs = s3fs.S3FileSystem(skip_instance_cache=True)
+    gone = (f"updates/{last_step}", f"checkpoints/{last_step}")
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not any(part in name for part in gone):
+            fs.pipe_file(f"{ROOT.removeprefix('s3://')}/{name}", path.read_bytes())
 
 
 def make_bucket() -> None:
