@@ -20,6 +20,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from polyepo.schemas import TABLES
 from storage.errors import CorruptArtifactError
@@ -56,6 +57,8 @@ _RUN_COLUMNS: list[tuple[str, pa.DataType]] = [
     ("parent", pa.string()),  # the run it was forked from; its steps up to parent_step are found under that name
     ("parent_step", pa.int32()),
 ]
+# What DuckDB raises for a file that it cannot decode, without naming it; not what is wrong with a statement.
+_OF_FILES = (duckdb.Error, duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException)
 _RUNS = pa.schema(_RUN_COLUMNS)
 _DUCKDB_TYPES = {
     "string": "VARCHAR",
@@ -132,6 +135,34 @@ class Catalog:
                 parts = [TableFile(*part, table.step) for table in tables for part in table.files]
                 self.connection.register(name, dataset(schema, parts, files))
             self.connection.execute("\n".join([self._runs_view(), *queries().values()]))
+
+    def execute(self, sql: str | duckdb.Statement, parameters: object = None) -> duckdb.DuckDBPyConnection:
+        """Run a statement. If it meets a file that is corrupt, this is left out, and the statement is run again."""
+        try:
+            return self.connection.execute(sql, parameters)
+        except duckdb.Error as error:
+            if type(error) not in _OF_FILES or not self._leave_out_corrupt():
+                raise
+        return self.connection.execute(sql, parameters)
+
+    def _leave_out_corrupt(self) -> bool:
+        """Read all tables, which takes long; leave out those that cannot be decoded. Whether there was one."""
+        faults = zip(list(self._known), self._store.each(self._decoded, self._known.values()), strict=True)
+        found = [(path, fault) for path, fault in faults if fault]
+        for path, fault in found:
+            del self._known[path]
+            self._leave_out(path, fault)
+        if found:
+            self.refresh()
+        return bool(found)
+
+    def _decoded(self, table: _Table) -> str | None:
+        for path, _ in table.files:
+            try:
+                pq.ParquetFile(pa.BufferReader(self._store.files.read(path))).read()
+            except (pa.ArrowException, OSError) as error:
+                return f"{path} cannot be read: {str(error).splitlines()[0]}"
+        return None
 
     def init_sql(self) -> str:
         """SQL that makes the same views and macros in any DuckDB that can read the root's files.
@@ -292,7 +323,7 @@ def connect(root: str, runs: Sequence[str] | None = None) -> duckdb.DuckDBPyConn
     return Catalog(root, runs).connection
 
 
-def rows(connection: duckdb.DuckDBPyConnection, sql: str, **parameters: object) -> list[dict[str, Any]]:
+def rows(connection: duckdb.DuckDBPyConnection | Catalog, sql: str, **parameters: object) -> list[dict[str, Any]]:
     """A query's rows by column name; $name in it stands for a parameter."""
     result = connection.execute(sql, parameters)
     names = [column[0] for column in result.description or []]

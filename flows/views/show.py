@@ -55,7 +55,7 @@ def runs_table(root: str, width: int, like: str | None = None) -> Table:
     """
     catalog = Catalog(root)
     last = catalog.last_steps("updates")
-    listed = rows(catalog.connection, _RUNS.format(last_steps=", ".join(map(str, sorted({*last.values()}))) or "NULL"))
+    listed = rows(catalog, _RUNS.format(last_steps=", ".join(map(str, sorted({*last.values()}))) or "NULL"))
     found = [row for row in listed if like is None or _is_like(row["run"], like)]
     columns = {
         "run": [safe_text(row["run"]) for row in found],

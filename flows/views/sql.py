@@ -43,11 +43,11 @@ def execute(catalog: Catalog, sql: str, form: Format, output: Path | None, conso
     try:
         for statement in duckdb.extract_statements(sql):
             if statement.expected_result_type != [duckdb.ExpectedResultType.QUERY_RESULT]:
-                catalog.connection.execute(statement)
+                catalog.execute(statement)
             elif form == "parquet":
                 catalog.connection.sql(statement.query).to_parquet(str(output), compression="zstd")
             else:
-                _write(catalog.connection.execute(statement), form, output, console)
+                _write(catalog.execute(statement), form, output, console)
     except duckdb.Error as error:
         # DuckDB's messages quote data.
         raise SQLError("\n".join(map(safe_text, str(error).splitlines()))) from error

@@ -3,9 +3,10 @@
 import json
 import shutil
 
+import duckdb
 import pytest
 
-from storage import Catalog, CorruptArtifactError, Store, connect
+from storage import Catalog, CorruptArtifactError, Store, connect, rows
 from storage.verify import verify_run
 from tests.storage.test_catalog import ask, make_root, simple
 
@@ -158,6 +159,20 @@ def test_a_file_that_is_no_parquet(root, stage, content, caplog):
     assert "polyepo verify bad" in caplog.text
     path = part.parents[1].relative_to(root).as_posix()
     assert path in {finding.path for finding in verify_run(Store(str(root)), "bad")}
+
+
+@pytest.mark.parametrize("stage", ["rollouts", "scores", "labels"])
+def test_a_file_that_is_corrupt_inside(root, stage, caplog):
+    """Its ends are those of Parquet, so that DuckDB alone finds out, and does not say which file it is."""
+    part = sorted((root / "runs/bad" / stage).rglob("*.parquet"))[0]
+    data = part.read_bytes()
+    part.write_bytes(data[:8] + bytes(byte ^ 0x5A for byte in data[8:400]) + data[400:])
+    catalog = Catalog(str(root))
+    whole = len(rows(Catalog(str(root), ["good"]), f"FROM {stage}"))
+    assert whole < len(rows(catalog, f"FROM {stage}")) < 2 * whole
+    assert part.relative_to(root).as_posix() in caplog.text
+    with pytest.raises(duckdb.Error, match="nonsense"):
+        catalog.execute("SELECT nonsense FROM runs")
 
 
 def test_a_file_that_is_gone(root):

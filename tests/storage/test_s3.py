@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
 import pytest
 
 from storage import ArtifactKey, Catalog, Store, StoreError
@@ -69,6 +70,61 @@ def test_a_commit_takes_no_request_more_than_it_must(proxy, root):
     store.exists(KEY)
     asked = [(request.method, request.path.rsplit("/", 1)[-1].split("?")[0]) for request in proxy.requests]
     assert asked == [("GET", "manifest.json"), ("PUT", "part-00000.parquet"), ("PUT", "manifest.json")]
+
+
+def asked_for(proxy, what):
+    """Paths of the requests for objects of a name."""
+    return [request.path for request in proxy.requests if what in request.path.split("?")[0]]
+
+
+def test_what_is_committed_is_known_from_one_listing(proxy, root):
+    keys = [ArtifactKey("run", "labels", step, KEY.partition, shard) for step in range(6) for shard in (0, 1)]
+    for key in keys:
+        commit(Store(root), key=key)
+    store = Store(root)
+    for ask, expected in (
+        (lambda: store.steps("run", "labels", KEY.partition, 1), list(range(6))),
+        (lambda: store.shards("run", "labels", 3, KEY.partition), [0, 1]),
+        (lambda: store.artifacts("run", "labels"), keys),
+        (lambda: store.artifacts("run", "nothing"), []),
+    ):
+        proxy.requests.clear()
+        assert ask() == expected
+        assert len(proxy.requests) == 1
+
+
+def test_many_tables_are_asked_for_side_by_side_and_once(proxy, root):
+    keys = [ArtifactKey("run", "labels", step, KEY.partition, 0) for step in range(8)]
+    for key in keys:
+        commit(Store(root), key=key)
+    store, together = Store(root), threading.Barrier(8)
+
+    def fault(request):
+        if "manifest.json" in request.path:  # nobody gets one before all eight are asked for
+            together.wait(60)
+
+    proxy.fault = fault
+    proxy.requests.clear()
+    store.fetch(keys)
+    assert len(asked_for(proxy, "manifest.json")) == len(asked_for(proxy, "part-00000")) == 8
+    assert [table.num_rows for table in store.read_tables(keys)] == [8] * 8
+    assert len(proxy.requests) == 16, "what was fetched is near"
+
+
+def test_sql_asks_for_each_file_once_and_for_those_of_its_step_alone(proxy, root):
+    store = Store(root)
+    store.create_run("run", {"config": {}})
+    for step in range(12):
+        table = labels().set_column(1, "step", pa.array([step] * 8, pa.int32()))
+        commit(store, table, ArtifactKey("run", "labels", step, KEY.partition, 0))
+    catalog = Catalog(root)
+    assert asked_for(proxy, "part-00000")[12:] == [], "only what was written"
+    for where, files in (("true", 12), ("step = 7", 1), ("step IN (2, 9)", 2)):
+        proxy.requests.clear()
+        found = catalog.execute(f"SELECT count(*), count(DISTINCT step) FROM labels WHERE {where}").fetchall()
+        assert found == [(8 * files, files)]
+        assert len(set(asked_for(proxy, "part-00000"))) == files
+        assert len(proxy.requests) <= 2 * files
 
 
 def test_a_lost_reply_to_the_winner_is_no_lost_race(proxy, root):
