@@ -29,6 +29,7 @@ COMMANDS = {
     "gc": [],
     "report": [RUN, "-o", "report.html"],
     "judge-sheet": [RUN],
+    "model": [RUN, "-o", "taken"],  # from a checkpoint
 }
 READING = {name: words for name, words in COMMANDS.items() if not name.startswith("-")}
 
