@@ -131,7 +131,7 @@ def test_a_failure_is_reported_with_its_log(stack, console):
     state = follow.follow(flow_run_id, console)
     assert state["type"] == "FAILED"
     assert "a value was wrong" in state["message"]
-    assert any("a value was wrong" in line for line in until(lambda: follow.last_logs(flow_run_id)))
+    until(lambda: any("a value was wrong" in line for line in follow.last_logs(flow_run_id)))  # it comes in batches
 
 
 def test_a_cancelled_flow_ends_and_its_process_with_it(stack, console):
