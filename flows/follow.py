@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from flows.services import local_stack, processes
+from flows.services.work_pools import ARM_FLOW, FLOW, RESTART_SECONDS, RETRIES
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
@@ -27,7 +28,10 @@ _PLAIN_LINE_SECONDS = 10.0
 # How long a busy server may fail to answer, and a flow run may be without a process, before we believe it.
 _SILENCE_SECONDS = 90.0
 _GONE_SECONDS = 15.0
+# A worker gives a flow half a minute to end before it kills it.
+_CANCEL_SECONDS = 120.0
 _WORKER_RESTARTS = 2
+_GONE = "the flow's process is gone"
 
 
 class _BusyError(local_stack.StackError):
@@ -67,9 +71,10 @@ def find_unfinished(run: str, root: str) -> str | None:
                 given = found["parameters"]
                 if _run_of(given) != run or (given.get("root") or root) != root:
                     continue
-                if not _is_gone(found):
+                if _is_gone(found):
+                    found = _set_crashed(client, found["id"])
+                if found["state"]["type"] != "CRASHED" or _starts_again(found):
                     return str(found["id"])
-                _set_crashed(client, found["id"])
     except httpx.HTTPError as error:
         raise local_stack.StackError(f"the Prefect server at {local_stack.api_url()} fails: {error!r}") from error
     return None
@@ -95,7 +100,7 @@ class Followed:
             StackError: the server no longer answers, or the worker ends again and again.
         """
         try:
-            flow_run = client.get(f"/flow_runs/{self.flow_run_id}").raise_for_status().json()
+            flow_run = _flow_run(client, self.flow_run_id)
             self.percent, text = _progress(client, self.flow_run_id)
         except (httpx.HTTPError, ValueError) as error:
             if time.monotonic() - self._answered > _SILENCE_SECONDS:
@@ -107,8 +112,13 @@ class Followed:
         now = self._answered = time.monotonic()
         state = flow_run["state"] or {"type": "SCHEDULED"}
         self.text = _WAITING.get(state["type"]) or text or "starting"
+        if _starts_again(flow_run):
+            self.text = "crashed; it is started again within a minute"
+            return
         if state["type"] in _FINAL:
             self.state = dict(state)
+            if state["type"] == "CRASHED":
+                _end_arms(client, self.flow_run_id)
             return
         worker = processes.is_alive(self._worker)
         if worker or not _is_gone(flow_run):
@@ -192,8 +202,11 @@ def result(flow_run_id: str) -> str:
 
 
 def cancel(run: str, root: str) -> list[str]:
-    """Cancel the flow runs that work on a run; returns their ids. Raises StackError if the server fails."""
-    state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    """Cancel the flow runs that work on a run, and wait until they and their processes have ended; returns their ids.
+
+    Raises:
+        StackError: the server fails, or a flow does not end.
+    """
     cancelled = []
     try:
         with local_stack.api_client() as client:
@@ -202,26 +215,48 @@ def cancel(run: str, root: str) -> list[str]:
                 if _run_of(given) != run or (given.get("root") or root) != root:
                     continue
                 if _is_gone(found):
-                    _set_crashed(client, found["id"])
+                    found = _set_crashed(client, found["id"])
+                if found["state"]["type"] != "CRASHED":
+                    _set_state(client, found["id"], "CANCELLING")
+                elif _starts_again(found):
+                    _set_state(client, found["id"], "CANCELLED", "cancelled before it was started again", force=True)
+                else:
                     continue
-                client.post(f"/flow_runs/{found['id']}/set_state", json=state).raise_for_status()
                 cancelled.append(str(found["id"]))
+            for flow_run_id in cancelled:
+                _wait_for_end(client, flow_run_id)
     except httpx.HTTPError as error:
         raise local_stack.StackError(f"the Prefect server at {local_stack.api_url()} fails: {error!r}") from error
     return cancelled
 
 
+def _wait_for_end(client: httpx.Client, flow_run_id: str) -> None:
+    deadline = time.monotonic() + _CANCEL_SECONDS
+    while _flow_run(client, flow_run_id)["state"]["type"] not in _FINAL:
+        if time.monotonic() > deadline:
+            raise local_stack.StackError(
+                f"flow run {flow_run_id} does not end; `make stop` ends everything that this project runs"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _flow_run(client: httpx.Client, flow_run_id: str) -> dict[str, Any]:
+    found: dict[str, Any] = client.get(f"/flow_runs/{flow_run_id}").raise_for_status().json()
+    return found
+
+
 def _unfinished(client: httpx.Client, deployment: str | None = None) -> list[dict[str, Any]]:
-    """Flow runs of our deployments, or of one, that have not ended; the latest first."""
+    """Flow runs of our deployments, or of one, that have not ended or may be started again; the latest first."""
+    states = ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING", "CRASHED"]
     body: dict[str, Any] = {
-        "flows": {"name": {"any_": [local_stack.DEPLOYMENT.partition("/")[0]]}},
-        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING"]}}},
+        "flows": {"name": {"any_": [FLOW]}},
+        "flow_runs": {"state": {"type": {"any_": states}}},
         "sort": "START_TIME_DESC",
     }
     if deployment:
         body["deployments"] = {"name": {"any_": [deployment]}}
     found: list[dict[str, Any]] = client.post("/flow_runs/filter", json=body).raise_for_status().json()
-    return found
+    return [flow_run for flow_run in found if flow_run["state"]["type"] != "CRASHED" or _starts_again(flow_run)]
 
 
 def _run_of(parameters: dict[str, Any]) -> str:
@@ -264,11 +299,47 @@ def _is_gone(flow_run: dict[str, Any]) -> bool:
         return False
     if not pid:
         # A worker that was killed between taking a run and starting it.
-        since = datetime.fromisoformat(state["timestamp"].replace("Z", "+00:00"))
-        return state["type"] == "PENDING" and (datetime.now(UTC) - since).total_seconds() > 60
+        return state["type"] == "PENDING" and _seconds_in(state) > 60
     return pid.isdecimal() and "prefect" not in processes.command_line(int(pid))
 
 
-def _set_crashed(client: httpx.Client, flow_run_id: str) -> None:
-    state = {"type": "CRASHED", "name": "Crashed", "message": "the flow's process is gone"}
-    client.post(f"/flow_runs/{flow_run_id}/set_state", json={"state": state, "force": True}).raise_for_status()
+def _starts_again(flow_run: dict[str, Any]) -> bool:
+    """Whether a flow run has crashed and the server's automations are about to start it again, where it has them."""
+    state = flow_run["state"] or {}
+    return (
+        state.get("type") == "CRASHED"
+        and local_stack.gpu_slots(local_stack.environment()) is not None
+        and flow_run["run_count"] <= RETRIES
+        and _seconds_in(state) < RESTART_SECONDS
+    )
+
+
+def _seconds_in(state: dict[str, Any]) -> float:
+    since = datetime.fromisoformat(state["timestamp"].replace("Z", "+00:00"))
+    return (datetime.now(UTC) - since).total_seconds()
+
+
+def _set_crashed(client: httpx.Client, flow_run_id: str) -> dict[str, Any]:
+    """Say that a flow run whose process is gone has crashed; returns the flow run."""
+    _set_state(client, flow_run_id, "CRASHED", _GONE, force=True)
+    found = _flow_run(client, flow_run_id)
+    if not _starts_again(found):
+        _end_arms(client, flow_run_id)
+    return found
+
+
+def _end_arms(client: httpx.Client, flow_run_id: str) -> None:
+    """What died with the process had no time to say so: arms of a crashed flow run would seem to run for ever."""
+    going_on = ["PENDING", "RUNNING"]
+    body = {
+        "flows": {"name": {"any_": [ARM_FLOW]}},
+        "flow_runs": {"parent_flow_run_id": {"any_": [flow_run_id]}, "state": {"type": {"any_": going_on}}},
+    }
+    for arm in client.post("/flow_runs/filter", json=body).raise_for_status().json():
+        _set_state(client, arm["id"], "CRASHED", _GONE, force=True)
+
+
+def _set_state(client: httpx.Client, flow_run_id: str, kind: str, message: str = "", force: bool = False) -> None:
+    state = {"type": kind, "name": kind.capitalize(), "message": message}
+    body = {"state": state, "force": force}
+    client.post(f"/flow_runs/{flow_run_id}/set_state", json=body).raise_for_status()

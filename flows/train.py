@@ -15,6 +15,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from flows.outcome import ends_plainly
 from flows.progress import LatestRows, Progress, link_report, slug
+from flows.services.work_pools import ARM_FLOW
 from flows.views import findings
 from flows.views.summary import markdown, summarize
 from polyepo.findings import RECENT, Severity, training_findings
@@ -33,8 +34,6 @@ from tasks.score import score
 from tasks.update import update
 
 DEFAULT_ROOT = "artifacts"
-ARM = "poly-epo-arm"
-"""The flow of one arm. It has a name of its own: what looks after flow runs that died starts their parent again."""
 
 
 @flow(name="poly-epo", flow_run_name="train {run}", persist_result=False)
@@ -71,7 +70,7 @@ def train(
         create_markdown_artifact(text, key=slug(f"{run}-summary"), description="Summary")
 
 
-@flow(name=ARM, flow_run_name="{run}", persist_result=False, validate_parameters=False)
+@flow(name=ARM_FLOW, flow_run_name="{run}", persist_result=False, validate_parameters=False)
 def train_arm(root: str, run: str, progress: TrainingProgress) -> None:
     """Train one run in a flow run of its own, below the one that was asked for: its graph is its steps."""
     train_run(open_run(root, run), progress)

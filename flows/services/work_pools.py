@@ -11,6 +11,9 @@ from typing import Any
 
 import httpx
 
+FLOW = "poly-epo"
+ARM_FLOW = "poly-epo-arm"
+"""The flow of one arm, below the one that was asked for: if both die, only that one is to be started again."""
 GPU_POOL = "poly-epo-gpu"
 CPU_POOL = "poly-epo-cpu"
 
@@ -19,7 +22,9 @@ HEARTBEAT_SECONDS = 30
 _SILENT_SECONDS = 3 * HEARTBEAT_SECONDS
 _START_SECONDS = 600
 _RETRY_SECONDS = 30
-_RETRIES = 2
+RETRIES = 2
+RESTART_SECONDS = 3 * _RETRY_SECONDS
+"""A flow run that crashed is started again within this time, or not at all."""
 _ENDS = ["Completed", "Failed", "Cancelled", "Crashed"]
 
 
@@ -66,7 +71,7 @@ def _automation(
             "type": "event",
             "posture": "Proactive",
             "match": {"prefect.resource.id": "prefect.flow-run.*", **(match or {})},
-            "match_related": {"prefect.resource.role": "flow", "prefect.resource.name": "poly-epo"},
+            "match_related": {"prefect.resource.role": "flow", "prefect.resource.name": FLOW},
             "for_each": ["prefect.resource.id"],
             "after": [f"prefect.flow-run.{after}"],
             "expect": [f"prefect.flow-run.{event}" for event in expect],
@@ -99,11 +104,11 @@ _AUTOMATIONS = [
     _automation(
         "runs that crashed are started again",
         after="Crashed",
-        expect=["AwaitingRetry", "Pending", "Running"],
+        expect=["AwaitingRetry", "Pending", "Running", "Cancelled"],  # whoever cancels it does not want it again
         # A worker still reports for some seconds about a process that crashed.
         seconds=_RETRY_SECONDS,
         state={"state": "SCHEDULED", "name": "AwaitingRetry", "message": "what is committed is not done again"},
         # How often it was started: what crashes every time is given up.
-        match={"prefect.run-count": [str(count) for count in range(_RETRIES + 1)]},
+        match={"prefect.run-count": [str(count) for count in range(RETRIES + 1)]},
     ),
 ]

@@ -146,10 +146,16 @@ def test_starting_again_starts_nothing(stack):
 
 def test_a_killed_flow_is_started_again_and_is_the_same_run(stack, config, refused, weights):
     killed, other = (stack.submit(config, run) for run in ("killed", "other"))
+    following = stack.popen("polyepo", "train", str(config), "--run", "killed")
     stack.kill_flow(killed)
     stack.finished(other)
     names = stack.finished(killed)
     assert names.index("Crashed") < names.index("AwaitingRetry")
+    output, errors = following.communicate(timeout=300)
+    assert following.returncode == 0, output + errors
+    assert "going on already" in output, "it followed this flow run"
+    assert "started again" in output, "through its crash"
+    assert "pass@1" in output, "to its end"
     for run in ("killed", "other"):
         assert final_weights(on_s3(stack, run)) == weights
 

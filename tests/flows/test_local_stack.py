@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -30,7 +31,11 @@ def train(config: str, run: str | None = None, root: str | None = None, settings
         where.write(os.getcwd() + chr(10) + str(settings))
     if config == "fail":
         raise ValueError("a value was wrong")
-    for second in range(600 if config == "long" else 1):
+    arm(artifact, 600 if config == "long" else 1)
+
+@flow(name="poly-epo-arm")
+def arm(artifact, seconds: int) -> None:
+    for second in range(seconds):
         update_progress_artifact(artifact, 50.0, description="step 1")
         time.sleep(1)
 """
@@ -78,6 +83,13 @@ def flow_run(flow_run_id):
     return httpx.get(f"{local_stack.api_url()}/flow_runs/{flow_run_id}").json()
 
 
+def arms(flow_run_id):
+    """The states of what runs below a flow run."""
+    body = {"flow_runs": {"parent_flow_run_id": {"any_": [flow_run_id]}}}
+    found = httpx.post(f"{local_stack.api_url()}/flow_runs/filter", json=body).raise_for_status().json()
+    return [arm["state"]["type"] for arm in found]
+
+
 def flow_process(flow_run_id):
     """The id of the flow's process, once the flow's body runs."""
     until(lambda: flow_run(flow_run_id)["state"]["type"] == "RUNNING")
@@ -119,7 +131,7 @@ def test_a_failure_is_reported_with_its_log(stack, console):
     state = follow.follow(flow_run_id, console)
     assert state["type"] == "FAILED"
     assert "a value was wrong" in state["message"]
-    assert any("a value was wrong" in line for line in until(lambda: follow.last_logs(flow_run_id)))
+    until(lambda: any("a value was wrong" in line for line in follow.last_logs(flow_run_id)))  # it comes in batches
 
 
 def test_a_cancelled_flow_ends_and_its_process_with_it(stack, console):
@@ -138,9 +150,21 @@ def test_a_run_is_cancelled_by_its_name(stack, console):
     assert follow.cancel("another", "here") == []
     assert follow.cancel("named", "elsewhere") == []
     assert follow.cancel("named", "here") == [flow_run_id]
-    assert follow.follow(flow_run_id, console)["type"] == "CANCELLED"
+    # Whoever types the next command finds it ended, not ending.
+    assert flow_run(flow_run_id)["state"]["type"] == "CANCELLED"
+    assert follow.find_unfinished("named", "here") is None
     until(lambda: not processes.command_line(pid))
     assert follow.cancel("named", "here") == []
+
+
+def test_a_killed_flow_has_crashed_and_its_arms_with_it(stack, console):
+    flow_run_id = run("long", "struck")
+    pid = flow_process(flow_run_id)
+    until(lambda: arms(flow_run_id) == ["RUNNING"])
+    os.kill(pid, signal.SIGKILL)
+    assert follow.follow(flow_run_id, console)["type"] == "CRASHED"
+    assert arms(flow_run_id) == ["CRASHED"]
+    assert follow.find_unfinished("struck", "here") is None, "nothing here starts it again but the same command"
 
 
 def test_a_run_killed_with_its_worker_is_not_taken_for_a_running_one(stack):
@@ -151,6 +175,26 @@ def test_a_run_killed_with_its_worker_is_not_taken_for_a_running_one(stack):
     until(lambda: not processes.is_alive("gpu-worker"))
     assert follow.find_unfinished("killed", "here") is None
     assert flow_run(flow_run_id)["state"]["type"] == "CRASHED"
+    assert "RUNNING" not in arms(flow_run_id)
+
+
+@pytest.mark.parametrize(
+    ("state", "seconds", "run_count", "slots", "again"),
+    [
+        ("CRASHED", 10, 1, "1", True),
+        ("CRASHED", 10, 2, "2", True),
+        ("CRASHED", 10, 3, "1", False),  # given up
+        ("CRASHED", 600, 1, "1", False),  # the server did not do it
+        ("CRASHED", 10, 1, "", False),  # a server without automations
+        ("FAILED", 10, 1, "1", False),
+        ("RUNNING", 10, 1, "1", False),
+    ],
+)
+def test_who_is_started_again(state, seconds, run_count, slots, again, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    monkeypatch.setenv("POLYEPO_GPU_SLOTS", slots)
+    since = (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
+    assert follow._starts_again({"state": {"type": state, "timestamp": since}, "run_count": run_count}) is again
 
 
 def test_stop_ends_a_flow_whose_worker_was_killed(stack):
