@@ -18,7 +18,7 @@ from polyepo.domains import Domain
 from polyepo.judges import Judge
 from polyepo.objectives import Floats, Ints, MeanReward, PassAtN, Polychromic, SetObjective
 from polyepo.own_objective import OwnObjective
-from polyepo.section import Operational, Section, digest
+from polyepo.section import Operational, Section, digest, results_only
 
 _OBJECTIVES = ("polychromic", "pass_at_n", "mean_reward")
 
@@ -146,10 +146,9 @@ def scoring_id(scoring: Scoring, judge: Judge, verifier: Domain | None = None) -
 
     A verifier other than the run's own domain belongs to it.
     """
-    decides = scoring.model_dump(mode="json", exclude={"max_ungraded_rate"})
-    content: dict[str, Any] = {"scoring": decides, "judge": judge.judge_id}
+    content: dict[str, Any] = {"scoring": results_only(scoring), "judge": judge.judge_id}
     if verifier is not None:
-        content["verifier"] = verifier.model_dump(mode="json")
+        content["verifier"] = results_only(verifier)
     return f"{scoring.method}-{digest(content)[:8]}"
 
 

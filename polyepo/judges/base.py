@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from polyepo.domains import Domain, Problem, Strategy
+from polyepo.labels import LabelStatus
 from polyepo.plugins import Coded
 
 
@@ -26,7 +27,7 @@ class Label(NamedTuple):
     degenerate: bool
     macro_strategy: str | None
     micro_strategy: str | None
-    status: str
+    status: LabelStatus
     rationale: str | None = None
     truncated: bool | None = None
     """Whether the judge saw a shortened response; None if it saw no text."""
@@ -155,8 +156,8 @@ def cluster_by_strategy(strategies: Sequence[Strategy | None]) -> list[Label]:
     """Number the distinct strategies of one group by first appearance; None is degenerate."""
     numbers: dict[Strategy, int] = {}
     return [
-        Label(None, True, None, None, "ok")
+        Label(None, True, None, None, LabelStatus.OK)
         if strategy is None
-        else Label(numbers.setdefault(strategy, len(numbers)), False, strategy.macro, strategy.micro, "ok")
+        else Label(numbers.setdefault(strategy, len(numbers)), False, strategy.macro, strategy.micro, LabelStatus.OK)
         for strategy in strategies
     ]

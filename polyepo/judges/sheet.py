@@ -14,10 +14,10 @@ from pydantic import model_validator
 
 from polyepo.domains import Domain
 from polyepo.judges.base import CallLog, Group, Judge, Label
+from polyepo.labels import LabelStatus
 
 COLUMNS = ("problem_id", "prompt", "response", "cluster", "id")
 DEGENERATE_MARK = "x"
-UNLABELLED = "unlabelled"
 """Status of a response that the sheet does not have, or whose cell is empty."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -59,9 +59,11 @@ class SheetJudge(Judge):
             for response in group.responses:
                 mark = marks.get(response_id(group.problem.problem_id, response), "")
                 if mark in ("", DEGENERATE_MARK):
-                    found.append(Label(None, bool(mark), None, None, "ok" if mark else UNLABELLED))
+                    found.append(
+                        Label(None, bool(mark), None, None, LabelStatus.OK if mark else LabelStatus.UNLABELLED)
+                    )
                 else:
-                    found.append(Label(numbers.setdefault(mark, len(numbers)), False, None, mark, "ok"))
+                    found.append(Label(numbers.setdefault(mark, len(numbers)), False, None, mark, LabelStatus.OK))
             labels.append(found)
         return labels
 

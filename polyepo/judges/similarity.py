@@ -13,6 +13,7 @@ from pydantic import Field
 from polyepo.domains import Domain
 from polyepo.errors import ConfigError
 from polyepo.judges.base import CallLog, Group, Judge, Label
+from polyepo.labels import LabelStatus
 
 _NEEDS_PACKAGE = (
     "judge.name embedding needs sentence-transformers: pip install 'poly-epo[embedding]', or take name: text"
@@ -41,9 +42,9 @@ class _SimilarityJudge(Judge):
         cluster_of = dict(zip(texts, found, strict=True))
         numbers: dict[int, int] = {}
         return [
-            Label(numbers.setdefault(cluster_of[text], len(numbers)), False, None, None, "ok")
+            Label(numbers.setdefault(cluster_of[text], len(numbers)), False, None, None, LabelStatus.OK)
             if text in cluster_of
-            else Label(None, True, None, None, "ok")
+            else Label(None, True, None, None, LabelStatus.OK)
             for text in responses
         ]
 

@@ -16,8 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polyepo.labels import LabelStatus
 from polyepo.schemas import LABELS, ROLLOUTS
 from storage import ArtifactKey, CorruptArtifactError, Provenance, Store, StoreError
+from storage.store import conform
 
 KEY = ArtifactKey("run", "labels", 3, (("judge", "program"),), 0)
 PROVENANCE = Provenance("config", "code", 2)
@@ -269,3 +271,16 @@ def test_any_text_and_every_bit_of_logprobs_survive(tmp_path_factory, text, logp
     back = store.read_table(key, verify=True).to_pylist()[0]
     assert back["response"] == text
     assert np.array(back["sampler_logprobs"], np.float32).tobytes() == np.array(logprobs, np.float32).tobytes()
+
+
+def test_a_label_has_one_of_the_listed_statuses(tmp_path):
+    """The list that judges, checks and views take it from: what is in none of them is a mistake of a judge."""
+
+    def table(status):
+        row = {"run": "run", "step": 1, "problem_id": "p", "sample": 0, "judge": "j", "degenerate": False}
+        return pa.Table.from_pylist([{**row, "status": status}], schema=LABELS)
+
+    for status in LabelStatus:
+        assert conform(table(str(status)), "labels").num_rows == 1
+    with pytest.raises(ValueError, match=r"column status must be one of .*unlabelled, but is 'lost' in some row"):
+        conform(table("lost"), "labels")

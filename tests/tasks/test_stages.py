@@ -39,7 +39,8 @@ def start(root, config=None, name="run", arm=None):
     if _models and not (Path(root) / "models").exists():
         shutil.copytree(_models[0], Path(root) / "models")
     warm_start.fn(root, config, warm_start_digest(config))
-    _models.append(Path(root) / "models")
+    if config.policy.warm_start:
+        _models.append(Path(root) / "models")
     run = create_or_resume(root, name, config, arm)
     check_prompts(run)
     return run

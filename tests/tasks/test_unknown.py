@@ -14,9 +14,9 @@ from flows.views.summary import markdown as summary_markdown
 from flows.views.summary import summarize
 from polyepo.advantages import grpo_advantages
 from polyepo.config import parse_config
-from polyepo.domains import Domain, Polynomial, Ungraded, Verdict
+from polyepo.domains import Domain, Maths, Polynomial, Ungraded, Verdict
 from polyepo.imports import Columns
-from polyepo.judges import Judge, Label, ProgramJudge
+from polyepo.judges import AnswerJudge, Judge, Label, ProgramJudge
 from storage import connect, rows
 from tasks.evaluate import evaluate
 from tasks.judge import judge
@@ -24,7 +24,7 @@ from tasks.runs.benchmarks import heldout
 from tasks.runs.evaluating import evaluate_missing
 from tasks.runs.imports import import_rollouts
 from tasks.runs.labels import commit_labels
-from tasks.runs.run import open_run
+from tasks.runs.run import create_or_resume, open_run
 from tasks.runs.scores import UngradedError, commit_scores
 from tasks.sample import sample
 from tasks.score import score
@@ -303,3 +303,39 @@ def test_update_rows_of_label_free_arms_count_no_prompt_as_unlabelled(tmp_path, 
     step = run.store.read_table(run.key("updates", 1)).to_pylist()[0]
     assert step["prompts_unlabelled"] == 0
     assert step["missing_label_rate"] == 0.5
+
+
+HALVES = ["\\boxed{\\frac{1}{2}}", "\\boxed{0.5}", "\\boxed{1/2}", "\\boxed{x=\\frac12}", "\\boxed{\\dfrac{2}{4}}",
+          "\\boxed{2}", "\\boxed{2.0}", "I do not know."]  # fmt: skip
+
+
+def test_notations_of_mathematics_are_one_answer(tmp_path):
+    """Graded, labelled and counted by the domain's own equivalence: five of eight are right, and vote alike."""
+    records = [{"problem_id": "p", "question": "Half of 1?", "answer": "1/2", "response": text} for text in HALVES]
+    run = imported(tmp_path, Maths(path="rollouts.jsonl"), *records)
+    judge = AnswerJudge()
+    commit_labels(run, judge, 1, 0)
+    table = run.store.read_table(commit_scores(run, run.config.scoring, judge, 1)).to_pylist()
+    assert [row["reward"] for row in table] == [1, 1, 1, 1, 1, 0, 0, 0]
+    assert [row["answer_class"] for row in table] == [0, 0, 0, 0, 0, 1, 1, None]
+    assert [row["cluster"] for row in table] == [0, 0, 0, 0, 0, 1, 1, None], "training does not pay for notation"
+    connection = connect(run.store.root)
+    found = rows(connection, "FROM maj_at_k(8)")[0]
+    assert (found["maj_at_k"], found["vote_share"]) == (1.0, 0.625)
+    assert rows(connection, "FROM answers()")[0]["distinct_answers"] == 2
+    assert rows(connection, "FROM div_at_k(8)")[0]["div_at_k"] == 1
+
+
+def test_the_stated_remedy_of_too_many_ungraded_works(tmp_path, monkeypatch):
+    """The run stops; a higher limit is taken when it is resumed, is noted, and the prompts are left out."""
+    root = str(tmp_path)
+    run = start(root, small(scoring={"method": "grpo"}))
+    rollouts(run)
+    ungraded_where(monkeypatch, lambda p, r: p.problem_id == run.problems_of_step(1)[0].problem_id)
+    with pytest.raises(UngradedError, match=r"4 of 16 .* a higher scoring\.max_ungraded_rate leaves their prompts out"):
+        score.fn(root, "run", 1)
+    create_or_resume(root, "run", small(scoring={"method": "grpo", "max_ungraded_rate": 0.3}))
+    score.fn(root, "run", 1)
+    update.fn(root, "run", 1)
+    step = run.store.read_table(run.key("updates", 1)).to_pylist()[0]
+    assert (step["prompts_ungraded"], step["ungraded_rate"]) == (1, 0.25)

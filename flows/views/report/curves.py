@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flows.views.report.source import Source, quote, series_of
+from polyepo.labels import LabelStatus
 from polyepo.report import Figure
 
 _STAGES = ("sample", "judge", "score", "update")
@@ -112,7 +113,7 @@ def _judge_health(source: Source) -> list[Figure]:
         f"FROM labels SEMI JOIN runs USING (run, judge)\nWHERE {source.where}\nGROUP BY run, step, status\nORDER BY ALL"
     )
     rows = source.rows(sql)
-    if statuses := sorted({row[2] for row in rows} - {"ok"}):
+    if statuses := sorted({row[2] for row in rows} - {LabelStatus.OK}):
         series = [
             s
             for status in statuses

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from flows.views.evaluation import with_interval
-from flows.views.report.heldout import BASE, HeldOut
+from flows.views.report.heldout import HeldOut
 from flows.views.report.source import Source
 from polyepo.findings import Finding, Severity, training_findings
 from polyepo.findings import HeldOut as Pair
@@ -27,11 +29,11 @@ def findings(source: Source, runs: Sequence[Run], facts: list[RunFacts], held_ou
 
 
 def _held_out(label: str, held_out: list[HeldOut]) -> Pair | None:
-    policies = held_out[0].policies if held_out else {}
-    if BASE not in policies or label not in policies:
+    if not held_out or label not in held_out[0].policies or (both := held_out[0].against_base(label)) is None:
         return None
-    step, policy = policies[label]
-    return Pair(step, policies[BASE][1].pass_at(1).tolist(), policy.pass_at(1).tolist())
+    now, base = (evaluation.pass_at(1) for evaluation in both)
+    known = ~np.isnan(now) & ~np.isnan(base)
+    return Pair(held_out[0].policies[label][0], base[known].tolist(), now[known].tolist())
 
 
 def _results(source: Source, facts: list[RunFacts], held_out: list[HeldOut]) -> list[str]:

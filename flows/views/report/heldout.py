@@ -82,12 +82,13 @@ class HeldOut:
         return (self._evaluation((run, step), shared), self._evaluation(base, shared)) if shared else None
 
     def _sizes(self) -> list[str]:
-        sizes = sorted({(e.num_problems, e.num_samples) for e in self.evaluations.values()})
-        if len(sizes) == 1:
-            return [f"{self.benchmark}: {sizes[0][0]} problems, {sizes[0][1]} samples each."]
-        if self.common:
-            return [f"{self.benchmark}: {len(self.common)} problems, up to {sizes[-1][1]} samples each."]
-        return [f"{self.benchmark}: the runs have no problem in common, so each number is of the run's own problems."]
+        if not self.common:
+            return [
+                f"{self.benchmark}: the runs have no problem in common, so each number is of the run's own problems."
+            ]
+        sizes = {evaluation.num_samples for evaluation in self.evaluations.values()}
+        up_to = "up to " if len(sizes) > 1 else ""
+        return [f"{self.benchmark}: {len(self.common)} problems, {up_to}{max(sizes)} samples each."]
 
     def _unfinished(self) -> list[str]:
         rows = self.source.rows(

@@ -21,6 +21,7 @@ from polyepo.judges.llm.prompt import visible
 from polyepo.judges.llm.questions import REFUSALS, Answer, CallFailed, Question, answer_of, is_too_long, unreadable
 from polyepo.judges.llm.reply import reply_schema
 from polyepo.judges.llm.settings import LLMSettings
+from polyepo.labels import LabelStatus
 
 _RETRYABLE = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
 _FATAL = {
@@ -71,7 +72,7 @@ class Client:
         """
         call = await self._ask_server(problem_id, question, log)
         if call.finish_reason in REFUSALS:
-            raise CallFailed("refused", str(call.error))
+            raise CallFailed(LabelStatus.REFUSED, str(call.error))
         return answer_of(call, question.ids)
 
     async def _ask_server(self, problem_id: str, question: Question, log: CallLog) -> Call:
@@ -108,14 +109,16 @@ class Client:
                     return call
                 assert call.error is not None
                 if is_too_long(call.error):
-                    raise CallFailed("overflow", call.error)
+                    raise CallFailed(LabelStatus.OVERFLOW, call.error)
                 if self._learn(error, call.error, sent):
                     continue
                 wait = self._wait_before_retry(error, call.error, retries)
                 if retries >= judge.max_retries:
-                    raise CallFailed("http_failed", f"{call.error} (after {attempt} attempts)")
+                    raise CallFailed(LabelStatus.HTTP_FAILED, f"{call.error} (after {attempt} attempts)")
                 if time.monotonic() + wait >= deadline:
-                    raise CallFailed("http_failed", f"{call.error} (judge.deadline_s {judge.deadline_s:g} is over)")
+                    raise CallFailed(
+                        LabelStatus.HTTP_FAILED, f"{call.error} (judge.deadline_s {judge.deadline_s:g} is over)"
+                    )
                 retries += 1
                 await asyncio.sleep(wait)
 
@@ -123,7 +126,7 @@ class Client:
         wait = max(self._requests.reserve(1), self._tokens.reserve(tokens))
         # Waiting for our own rate limit is no fault of the server, but one that outlasts the deadline is a misfit.
         if time.monotonic() + wait > deadline:
-            raise CallFailed("http_failed", "the rate limits leave no room before judge.deadline_s is over")
+            raise CallFailed(LabelStatus.HTTP_FAILED, "the rate limits leave no room before judge.deadline_s is over")
         await asyncio.sleep(wait)
 
     def _body(self, question: Question) -> dict[str, Any]:
@@ -200,13 +203,13 @@ class Client:
         if isinstance(error, openai.APIStatusError):
             status, text = error.status_code, reason.lower()
             if "content_filter" in text or "content_policy" in text:
-                raise CallFailed("refused", reason)
+                raise CallFailed(LabelStatus.REFUSED, reason)
             if status in _FATAL:
                 raise JudgeError(f"judge {self._judge.model}: {_FATAL[status]}: {reason}")
             if status == 429 and "insufficient_quota" in text:
                 raise JudgeError(f"judge {self._judge.model}: the account's quota is used up: {reason}")
             if status not in _RETRYABLE:
-                raise CallFailed("http_failed", reason)
+                raise CallFailed(LabelStatus.HTTP_FAILED, reason)
             if (asked := _retry_after(error.response.headers)) is not None:
                 return asked + random.uniform(0, 0.1)  # noqa: S311 - spreads retries
         return min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2.0**retries) * random.uniform(0.5, 1.0)  # noqa: S311

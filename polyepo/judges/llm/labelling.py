@@ -17,6 +17,7 @@ from polyepo.judges.llm.prompt import Request, neutralise, render, repair_messag
 from polyepo.judges.llm.questions import Answer, CallFailed, Question, recall
 from polyepo.judges.llm.reply import Assignment, Reply
 from polyepo.judges.llm.settings import LLMSettings
+from polyepo.labels import LabelStatus
 from polyepo.seeds import derive_seed
 
 _TAG_TOKENS = 40  # of a response's delimiters and id, in the request
@@ -106,7 +107,7 @@ class _Asker:
         counted = [vote for vote in votes if isinstance(vote, _Vote)]
         if 2 * len(counted) <= judge.votes:
             raise next(vote for vote in votes if isinstance(vote, CallFailed))
-        status = "repaired" if any(vote.repaired for vote in counted) else "ok"
+        status = LabelStatus.REPAIRED if any(vote.repaired for vote in counted) else LabelStatus.OK
         assignments, agreement = _agree([vote.assignments for vote in counted])
         numbers: dict[int, int] = {}
         labels = []
@@ -125,12 +126,12 @@ class _Asker:
         splits = self._judge.overflow == "split" and len(texts) > 1
         try:
             if tokens > room and not splits:
-                raise CallFailed("overflow", "the group is longer than judge.context_tokens")
+                raise CallFailed(LabelStatus.OVERFLOW, "the group is longer than judge.context_tokens")
             if tokens <= room:
                 try:
                     return await self._ask(texts, seed, splits)
                 except CallFailed as failed:
-                    if failed.status != "overflow" or not splits:
+                    if failed.status != LabelStatus.OVERFLOW or not splits:
                         raise
                     return await self._ask_in_parts(texts, seed, _SHRINK * room / tokens)
             return await self._ask_in_parts(texts, seed, 1.0)
@@ -184,13 +185,13 @@ class _Asker:
                     part = part or waiting[:1]
                 waiting = waiting[len(part) :]
             if not part or (unseen and not anchors):
-                raise CallFailed("overflow", "a response is longer than judge.context_tokens leaves room for")
+                raise CallFailed(LabelStatus.OVERFLOW, "a response is longer than judge.context_tokens leaves room for")
             splits = len(part) > 1 or len(anchors) > 1
             counted = self._judge.count_tokens(self._request([*anchors, *part], seed).messages)
             try:
                 found = await self._ask([*anchors, *part], seed, splits)
             except CallFailed as failed:
-                if failed.status != "overflow" or not splits:
+                if failed.status != LabelStatus.OVERFLOW or not splits:
                     raise
                 scale = _SHRINK * max(scale, space / counted)
                 waiting, part = [*part, *waiting], []
@@ -248,7 +249,7 @@ def _conversation(judge: LLMSettings, request: Request) -> Generator[Question, A
         try:
             answer = yield Question(request.messages, ids, more)
         except CallFailed as failed:  # there is less room than we counted
-            if failed.status != "overflow":
+            if failed.status != LabelStatus.OVERFLOW:
                 raise
         if isinstance(answer.reply, Reply):
             return answer.reply._replace(repaired=True)
@@ -256,11 +257,11 @@ def _conversation(judge: LLMSettings, request: Request) -> Generator[Question, A
     try:
         answer = yield Question(repair_messages(request, answer.text, str(wrong)), ids, judge.max_tokens)
     except CallFailed as failed:
-        if failed.status != "overflow":
+        if failed.status != LabelStatus.OVERFLOW:
             raise
     if isinstance(answer.reply, Reply):
         return answer.reply._replace(repaired=True)
-    raise CallFailed("parse_failed", str(answer.reply))
+    raise CallFailed(LabelStatus.PARSE_FAILED, str(answer.reply))
 
 
 def _recalled(judge: LLMSettings, request: Request, log: CallLog) -> tuple[Reply, int | None] | CallFailed | None:
@@ -279,7 +280,7 @@ def _recalled(judge: LLMSettings, request: Request, log: CallLog) -> tuple[Reply
         except StopIteration as end:
             return end.value, tokens
         except CallFailed as failed:
-            return failed if failed.status == "overflow" else None
+            return failed if failed.status == LabelStatus.OVERFLOW else None
 
 
 def _go_on(talk: Generator[Question, Answer, Reply], came: Answer | CallFailed) -> Question:
@@ -356,7 +357,7 @@ def _agree(votes: list[dict[str, Assignment]]) -> tuple[dict[str, Assignment], d
 
 
 def _label(
-    judge: LLMSettings, text: str, found: Assignment | None, status: str, agreement: float | None = None
+    judge: LLMSettings, text: str, found: Assignment | None, status: LabelStatus, agreement: float | None = None
 ) -> Label:
     _, truncated = shorten(neutralise(text), judge.max_response_tokens)
     if found is None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from polyepo.judges.base import Call, CallLog
 from polyepo.judges.llm.reply import Reply, ReplyError, parse_reply, reply_schema
 from polyepo.judges.llm.settings import LLMSettings
+from polyepo.labels import LabelStatus
 
 # How servers say that a request is longer than the model takes: OpenAI, vLLM, SGLang, llama.cpp, TGI, TensorRT-LLM, and
 # the gateways of other providers. What names the context is plain; else it is tokens, a prompt or an input that are too
@@ -34,7 +35,7 @@ REFUSALS = ("refusal", "content_filter")
 class CallFailed(Exception):
     """A request got no usable answer; `status` is the labels' status: http_failed, overflow or refused."""
 
-    def __init__(self, status: str, reason: str) -> None:
+    def __init__(self, status: LabelStatus, reason: str) -> None:
         super().__init__(reason)
         self.status = status
 
@@ -76,7 +77,7 @@ def recall(judge: LLMSettings, question: Question, log: CallLog) -> Answer | Cal
                 return answer
             unreadable = answer
         elif call.error and is_too_long(call.error):
-            overflow = CallFailed("overflow", call.error)
+            overflow = CallFailed(LabelStatus.OVERFLOW, call.error)
     return overflow or unreadable
 
 
