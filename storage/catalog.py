@@ -12,11 +12,11 @@ import os
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -60,6 +60,7 @@ _RUN_COLUMNS: list[tuple[str, pa.DataType]] = [
 # What DuckDB raises for a file that it cannot decode, without naming it; not what is wrong with a statement.
 _OF_FILES = (duckdb.Error, duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException)
 _RUNS = pa.schema(_RUN_COLUMNS)
+_T = TypeVar("_T")
 _DUCKDB_TYPES = {
     "string": "VARCHAR",
     "int32": "INTEGER",
@@ -137,13 +138,28 @@ class Catalog:
             self.connection.execute("\n".join([self._runs_view(), *queries().values()]))
 
     def execute(self, sql: str | duckdb.Statement, parameters: object = None) -> duckdb.DuckDBPyConnection:
-        """Run a statement. If it meets a file that is corrupt, this is left out, and the statement is run again."""
+        """Run a statement. If it meets a file that is corrupt, this is left out, and the statement is run again.
+
+        Rows are read as they are fetched, so that a fault may come only then: `fetch` has them all.
+        """
+        return self._without_corrupt(lambda: self.connection.execute(sql, parameters))
+
+    def fetch(self, sql: str, parameters: object = None) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """Names and rows of a query's result; files that are corrupt are left out of it."""
+
+        def run() -> tuple[list[str], list[tuple[Any, ...]]]:
+            result = self.connection.execute(sql, parameters)
+            return [column[0] for column in result.description or []], result.fetchall()
+
+        return self._without_corrupt(run)
+
+    def _without_corrupt(self, run: Callable[[], _T]) -> _T:
         try:
-            return self.connection.execute(sql, parameters)
+            return run()
         except duckdb.Error as error:
             if type(error) not in _OF_FILES or not self._leave_out_corrupt():
                 raise
-        return self.connection.execute(sql, parameters)
+        return run()
 
     def _leave_out_corrupt(self) -> bool:
         """Read all tables, which takes long; leave out those that cannot be decoded. Whether there was one."""
@@ -325,9 +341,12 @@ def connect(root: str, runs: Sequence[str] | None = None) -> duckdb.DuckDBPyConn
 
 def rows(connection: duckdb.DuckDBPyConnection | Catalog, sql: str, **parameters: object) -> list[dict[str, Any]]:
     """A query's rows by column name; $name in it stands for a parameter."""
-    result = connection.execute(sql, parameters)
-    names = [column[0] for column in result.description or []]
-    return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+    if isinstance(connection, Catalog):
+        names, found = connection.fetch(sql, parameters)
+    else:
+        result = connection.execute(sql, parameters)
+        names, found = [column[0] for column in result.description or []], result.fetchall()
+    return [dict(zip(names, row, strict=True)) for row in found]
 
 
 def queries() -> dict[str, str]:
