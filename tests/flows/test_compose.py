@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -138,9 +139,11 @@ class Containers:
 
     def popen(self, name: str, command: list[str]) -> subprocess.Popen:
         with open(self.folder / f"{name}.log", "a") as log:
+            # A worker ends on SIGINT; whoever runs the tests in the background ignores it, and so would the worker.
+            heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
             return subprocess.Popen(
                 [self.resolved(word, name) for word in command], cwd=self.folder, env=self.environment(name),
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, preexec_fn=heed,
             )  # fmt: skip
 
     def run(self, name: str, command: list[str]) -> int:

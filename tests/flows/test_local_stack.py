@@ -202,7 +202,9 @@ def test_stop_ends_a_flow_whose_worker_was_killed(stack):
     os.killpg(processes.pid_of("gpu-worker"), signal.SIGKILL)
     until(lambda: not processes.is_alive("gpu-worker"))
     assert processes.command_line(pid), "it has a session of its own"
-    assert local_stack.stop() == ["cpu-worker", "server", "what they left behind"]
+    stopped = local_stack.stop()
+    assert stopped[:2] == ["cpu-worker", "server"]
+    assert stopped[2:] in (["what they left behind"], []), "a flow may end by itself, once its server is gone"
     assert not processes.command_line(pid)
 
 

@@ -20,7 +20,7 @@ from tasks.judge import judge
 from tasks.runs.choices import choose_steps
 from tasks.runs.evaluations import HELDOUT, evaluated_steps, missing_samples, read_evaluation
 from tasks.runs.forking import fork
-from tasks.runs.models import load_tokenizer
+from tasks.runs.models import load_decoder
 from tasks.runs.policies import policy_at
 from tasks.runs.replaying import counterfactual, replay_policy
 from tasks.runs.run import RunExistsError, checkpoint_due, create_or_resume, open_run
@@ -136,7 +136,7 @@ def test_readers_find_the_first_steps_where_they_are(root, tmp_path):
     made = fork(root, "run", 3, "new", {"update.lr": 2e-3, "judge": {"name": "answer"}})
     assert made.last_step() == 3
     assert evaluated_steps(made, HELDOUT) == [0]
-    assert load_tokenizer(made).vocab_size > 10
+    assert load_decoder(made)([3])
     assert [row.policy for row in summarize(root, "new").rows] == ["base model"]
     show_prompt(root, "new", None, None)  # its parent's, as long as it has none
     go_on(made)
