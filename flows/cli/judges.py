@@ -111,14 +111,16 @@ def judge_sheet(
     console = Console()
     from flows.views.judges import sheet
 
+    judge = output.with_suffix(".yaml")
+    if judge == output or (judge.exists() and not output.exists()):
+        fail(console, f"{judge} is where the judge of this sheet would be described: give another name, like -o "
+             f"{output.stem}-2.csv", code=2)  # fmt: skip
     try:
         found = sheet(root, run, output, prompts, seed)
     except ConfigError as error:
         fail(console, str(error), code=2)
-    judge = output.with_suffix(".yaml")
     judge.write_text(f"name: sheet\npath: {json.dumps(str(output.absolute()))}\n", encoding="utf-8")
-    rescore = shell_command("prefect", "deployment", "run", "poly-epo/rescore", "--param", f"run={run}",
-                       "--param", f"judge={judge}", "--param", f"root={root}")  # fmt: skip
+    rescore = shell_command("polyepo", "rescore", run, "--judge", str(judge), "--root", root)
     typer.echo(
         f"{found:,} responses in {output}. Under `cluster`, give responses to a problem that go about it in the same "
         f"way the\nsame number or name; x for no reasoning at all; leave empty what you cannot tell.\n\n"

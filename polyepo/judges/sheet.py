@@ -13,12 +13,13 @@ import numpy as np
 from pydantic import model_validator
 
 from polyepo.domains import Domain
+from polyepo.errors import ConfigError
 from polyepo.judges.base import CallLog, Group, Judge, Label
 from polyepo.labels import LabelStatus
 
 COLUMNS = ("problem_id", "prompt", "response", "cluster", "id")
 DEGENERATE_MARK = "x"
-"""Status of a response that the sheet does not have, or whose cell is empty."""
+"""What a person writes for a response without any reasoning; an empty cell is no label."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -30,14 +31,14 @@ class SheetJudge(Judge):
     path: str
     """A sheet that `polyepo judge-sheet` wrote, with its column `cluster` filled in."""
     sha256: str = ""
-    """Of the sheet; worked out from the file if not given, and checked when it is read."""
+    """Of the sheet; worked out from the file if not given. Records have it: the file may be gone, until it is read."""
 
     @model_validator(mode="before")
     @classmethod
     def _identify(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(path := values.get("path"), str):
+        if isinstance(values, dict) and isinstance(path := values.get("path"), str) and not values.get("sha256"):
             read_sheet(path, digest := _digest(path))
-            return {"sha256": digest, **values}
+            return {**values, "sha256": digest}
         return values
 
     @property
@@ -49,7 +50,7 @@ class SheetJudge(Judge):
         """Exactly one label per response, in the responses' order, for each group.
 
         Raises:
-            ValueError: the sheet is not the one it was, or cannot be read.
+            ConfigError: the sheet is not the one it was, or cannot be read.
         """
         marks = read_sheet(self.path, self.sha256)
         labels = []
@@ -97,21 +98,21 @@ def write_sheet(path: Path, groups: Sequence[Group], seed: int) -> int:
 
 @lru_cache(maxsize=4)
 def read_sheet(path: str, sha256: str) -> dict[str, str]:
-    """Marks by response id. Raises ValueError naming the row that cannot be used."""
+    """Marks by response id. Raises ConfigError naming the row that cannot be used."""
     if _digest(path) != sha256:
-        raise ValueError(f"sheet {path!r} has changed since its judge was made: sha256 is not {sha256[:8]}…")
+        raise ConfigError(f"sheet {path!r} has changed since its judge was made: sha256 is not {sha256[:8]}…")
     marks: dict[str, str] = {}
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         try:
             if missing := {"cluster", "id"} - set(reader.fieldnames or ()):
-                raise ValueError(f"sheet {path!r} must have the columns {sorted(missing)}; it has {reader.fieldnames}")
+                raise ConfigError(f"sheet {path!r} must have the columns {sorted(missing)}; it has {reader.fieldnames}")
             for number, row in enumerate(reader, start=2):
                 if row["id"] in marks or not row["id"]:
-                    raise ValueError(f"sheet {path!r}, row {number}: id {row['id']!r} must be there once in the sheet")
+                    raise ConfigError(f"sheet {path!r}, row {number}: id {row['id']!r} must be there once in the sheet")
                 marks[row["id"]] = (row["cluster"] or "").strip().casefold()
         except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"sheet {path!r} is no UTF-8 CSV: {error}") from None
+            raise ConfigError(f"sheet {path!r} is no UTF-8 CSV: {error}") from None
     return marks
 
 
@@ -119,7 +120,7 @@ def _digest(path: str) -> str:
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError as error:
-        raise ValueError(f"sheet {path!r} cannot be read: {error.strerror}") from None
+        raise ConfigError(f"sheet {path!r} cannot be read: {error.strerror}") from None
 
 
 def _cell(text: str) -> str:

@@ -72,6 +72,8 @@ def no_such_run(store: Store, name: str) -> ConfigError:
     names = _names(store)
     records = store.run_records(names)
     if arms := _arms(records, name):
+        if len(arms) == 1:
+            return ConfigError(f"{name!r} has one arm, which is the run to name: {arms[0]}")
         return ConfigError(f"{name!r} has several arms: name one of {', '.join(arms)}")
     near = did_you_mean(name, sorted({*names, *_groups(records)})) or "; `polyepo runs` lists what there is"
     return ConfigError(f"run {name!r} does not exist under {store.root!r}{near}")

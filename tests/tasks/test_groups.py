@@ -123,6 +123,9 @@ def test_a_name_that_is_nearly_one(tmp_path):
                 ask(root, given)
     with pytest.raises(ConfigError, match="'demo' has several arms: name one of demo-b, demo-a, demo-2-c"):
         open_run(root, "demo")
+    prepare(root, describe(root, write_config(tmp_path, "alone", arms={"only": {}}), None, None))
+    with pytest.raises(ConfigError, match="'alone' has one arm, which is the run to name: alone-only"):
+        open_run(root, "alone")
     with pytest.raises(ConfigError, match="`polyepo runs` lists"):
         members(root, "something else entirely".replace(" ", "-"))
     for name in ("a/b", "..", "a..b", "", "-x"):

@@ -126,3 +126,15 @@ def test_sheets_that_cannot_be_used(tmp_path, content, said):
     (tmp_path / "judge.yaml").write_text(f"name: sheet\npath: {path}\n")
     with pytest.raises(ConfigError, match=said):
         load_judge(tmp_path / "judge.yaml")
+
+
+def test_a_recorded_sheet_need_not_be_there_until_it_is_read(sheet):
+    """A run that was labelled by hand is opened, shown and exported where the sheet is gone."""
+    path, groups = sheet
+    recorded = SheetJudge(path=str(path)).model_dump()
+    path.unlink()
+    read_sheet.cache_clear()
+    opened = SheetJudge.model_validate(recorded)
+    assert opened.judge_id == f"sheet-{recorded['sha256'][:8]}"
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        opened.label(DOMAIN, groups)
