@@ -24,6 +24,7 @@ from tasks.checkpoint import checkpoint, warm_start
 from tasks.evaluate import evaluate
 from tasks.judge import judge
 from tasks.runs.evaluations import evaluation_due
+from tasks.runs.keeping import remove_old_checkpoints
 from tasks.runs.models import warm_start_digest
 from tasks.runs.policies import check_prompts
 from tasks.runs.preflight import describe, prepare
@@ -89,11 +90,13 @@ def train_run(run: Run, progress: TrainingProgress) -> None:
         if step and step not in committed:
             train_step(run, step)
         if checkpoint_due(run, step) and step > newest_checkpoint:
+            remove_old_checkpoints(run)  # first, as none is being uploaded after it
             checkpoint(root, name, step)
         if evaluation_due(run, step):
             evaluate(root, name, step)
         progress.advance(run, step, latest)
     run.store.wait()  # for the last checkpoint
+    remove_old_checkpoints(run)
 
 
 def train_step(run: Run, step: int) -> None:

@@ -251,6 +251,14 @@ class EvaluationConfig(Section):
         return self
 
 
+class KeepCheckpoints(Section):
+    """Which checkpoints stay: the latest ones, and every so many steps. What replay needs besides stays as well."""
+
+    last: int = Field(2, ge=1)
+    every: int | None = Field(None, ge=1)
+    """Steps; a multiple of checkpoint_every."""
+
+
 class RunConfig(Section):
     """One run: one policy, one scoring."""
 
@@ -267,6 +275,10 @@ class RunConfig(Section):
     update: UpdateConfig = UpdateConfig()
     evaluation: EvaluationConfig | None = None
     checkpoint_every: Annotated[int, Operational()] = Field(50, ge=1)
+    keep_checkpoints: Annotated[KeepCheckpoints | None, Operational()] = Field(
+        None, exclude_if=lambda keep: keep is None
+    )
+    """All of them if not given. The files of the others are removed; a record says when."""
 
     @model_validator(mode="before")
     @classmethod
@@ -284,6 +296,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"update.prompts_per_minibatch {update.prompts_per_minibatch} must not exceed "
                 f"sampling.prompts_per_step {sampling.prompts_per_step}"
+            )
+        if self.keep_checkpoints and (every := self.keep_checkpoints.every) and every % self.checkpoint_every:
+            raise ValueError(
+                f"keep_checkpoints.every {every} must be a multiple of checkpoint_every {self.checkpoint_every}: "
+                "there is no checkpoint at other steps"
             )
         check_scoring(self.scoring, sampling.num_responses, sampling.max_response_tokens)
         if self.policy.warm_start and not isinstance(self.domain, Demonstrated | MissingDomain):

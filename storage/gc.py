@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from storage.files import FoundFile
 from storage.manifest import Manifest
-from storage.store import Store
+from storage.store import REMOVED, Store
 
 _ATTEMPT = re.compile(r"[0-9a-f]{16}")
-_TEMPORARY = re.compile(r"\.(manifest|run|import|[0-9]+)\.json\.[0-9a-f]{32}")
+_TEMPORARY = re.compile(r"\.(manifest|removed|run|import|[0-9]+)\.json\.[0-9a-f]{32}")
 
 
 class Garbage(NamedTuple):
@@ -68,12 +68,13 @@ def _attempt_of(path: str) -> str | None:
 
 
 def _is_committed(store: Store, folder: str) -> bool:
-    """Whether a manifest names this attempt. One that cannot be read may name it."""
+    """Whether a manifest names this attempt, and it was not removed since. One that cannot be read may name it."""
     artifact, _, attempt = folder.rpartition("/")
     if not _ATTEMPT.fullmatch(attempt):
         return False
     try:
-        return Manifest.model_validate_json(store.files.read(f"{artifact}/manifest.json")).attempt == attempt
+        named = Manifest.model_validate_json(store.files.read(f"{artifact}/manifest.json")).attempt == attempt
+        return named and not store.files.exists(f"{artifact}/{REMOVED}")
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValidationError):

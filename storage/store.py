@@ -36,6 +36,8 @@ _R = TypeVar("_R")
 _ROW_GROUP_BYTES = 64 << 20
 _THREADED_BYTES = 1 << 20
 _KEPT_BYTES = 256 << 20
+REMOVED = "removed.json"
+"""Next to a manifest: its files were removed since to make room, see storage/removal.py."""
 _SETTINGS = re.compile(r"[0-9]{3,}\.json")
 _DICTIONARY_COLUMNS = {
     "run", "problem_id", "domain", "split", "judge", "scoring", "objective", "benchmark", "sampler",
@@ -207,13 +209,15 @@ class Store:
             path = folder / entry.path
             size = path.stat().st_size if path.is_file() else None
             if size != entry.size:
+                if self.files.exists(f"{manifest.path}/{REMOVED}"):
+                    raise StoreError(f"the files of {manifest.path} were removed to make room: its {REMOVED} says when")
                 raise CorruptArtifactError(f"{path} must have {entry.size} bytes, but has {size}")
         return folder
 
     def artifacts(
         self, run: str, stage: str, partition: tuple[tuple[str, str], ...] = (), step: int | None = None
     ) -> list[ArtifactKey]:
-        """Everything of a stage that is committed, in the order of the paths: found by one listing.
+        """Everything of a stage that is committed and not removed since, in the order of the paths, by one listing.
 
         Args:
             run: its name.
@@ -225,8 +229,10 @@ class Store:
         for path in list(self._pending):
             if path.startswith(f"{folder}/"):
                 self._arrived(path)
-        paths = (file.path for file in self.files.find(folder) if file.path.endswith("/manifest.json"))
-        return [key for path in paths if (key := parse_path(path.removesuffix("/manifest.json"))) is not None]
+        found = {file.path for file in self.files.find(folder)}
+        paths = sorted(path.removesuffix("/manifest.json") for path in found if path.endswith("/manifest.json"))
+        there = (path for path in paths if f"{path}/{REMOVED}" not in found)
+        return [key for path in there if (key := parse_path(path)) is not None]
 
     def steps(
         self, run: str, stage: str, partition: tuple[tuple[str, str], ...] = (), shard: int | None = None

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from polyepo.schemas import TABLES
 from storage.errors import CorruptArtifactError
 from storage.manifest import FileEntry, Manifest, ParentRef
+from storage.removal import removal
 from storage.store import Store, check_keys, read_manifest
 
 _KEY = ["problem_id", "sample"]
@@ -92,13 +93,24 @@ def _check(store: Store, path: str) -> _Checked:
         return checked
     checked.manifest = manifest
     parts = []
-    for entry in manifest.files:
+    for entry in [] if _removed(store, checked) else manifest.files:
         part = _read(store, manifest, entry, checked.findings)
         if part is not None:
             parts.append(part)
     if manifest.table is not None and len(parts) == len(manifest.files):
         _check_table(checked, manifest, parts)
     return checked
+
+
+def _removed(store: Store, checked: _Checked) -> bool:
+    """Whether the artifact's files were removed to make room. Tables never are."""
+    if checked.manifest is None or checked.manifest.table is not None:
+        return False
+    try:
+        return removal(store.files, checked.path) is not None
+    except CorruptArtifactError as error:
+        checked.findings.append(Finding(checked.path, str(error)))
+        return True
 
 
 def _read(store: Store, manifest: Manifest, entry: FileEntry, findings: list[Finding]) -> bytes | None:

@@ -122,6 +122,18 @@ def verify(
 
 
 @app.command()
+def du(
+    runs: Annotated[list[str] | None, typer.Argument(help="Runs, or configurations; all of them if not given.")] = None,
+    root: ExistingRoot = "artifacts",
+) -> None:
+    """Say what takes how much room under a root: by run and by kind of artifact."""
+    from flows.views.space import space_table
+
+    console = Console()
+    console.print(space_table(root, runs or []), soft_wrap=True)
+
+
+@app.command()
 def gc(
     older_than: Annotated[str, typer.Option(help="Age of an attempt's newest file: 90s, 30m, 12h or 7d.")] = "1d",
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,

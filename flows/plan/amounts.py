@@ -113,6 +113,7 @@ class Amounts:
     repeats: float
     """How often each training problem is seen."""
     checkpoints: int
+    """That are there at a time."""
     checkpoint: int | None
     """Bytes of one; None if the model is not known."""
 
@@ -147,9 +148,17 @@ def amounts(config: RunConfig, problems: Problems, model: ModelFacts | None, tok
         evaluation=_evaluation(config, problems),
         trained_tokens=(1 + update.epochs) * training.responses * (prompt + sampling.max_response_tokens),
         repeats=config.steps * sampling.prompts_per_step / len(problems.train),
-        checkpoints=-(-config.steps // config.checkpoint_every),
+        checkpoints=_checkpoints(config),
         checkpoint=None if model is None else 3 * model.weights + _CHECKPOINT_FILE_BYTES + _tokenizer_bytes(tokenizer),
     )
+
+
+def _checkpoints(config: RunConfig) -> int:
+    """How many checkpoints there are at a time, at most: one more than stays while it is made."""
+    made = -(-config.steps // config.checkpoint_every)
+    if (keep := config.keep_checkpoints) is None:
+        return made
+    return min(made, keep.last + 1 + (config.steps // keep.every if keep.every else 0))
 
 
 def memory(config: RunConfig, problems: Problems, model: ModelFacts) -> Memory:

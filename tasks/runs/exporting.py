@@ -40,7 +40,7 @@ def export_policy(
         whole.mkdir()
         owner = run.owner(step)
         key = owner.key("checkpoints", step)
-        if step and owner.store.exists(key):
+        if step in owner.store.steps(owner.name, "checkpoints"):
             for file in owner.store.local_files(key).iterdir():
                 if file.name not in _NOT_THE_MODELS:
                     shutil.copyfile(file, whole / file.name)

@@ -63,14 +63,14 @@ def replay_policy(run: Run, step: int, output: str | None = None) -> dict[str, A
     if output is not None and Path(output).exists():
         raise ConfigError(f"output {output!r} exists already; nothing is overwritten")
     policy = rebuild(run, step, newest_checkpoint=step - 1)
-    committed = run.key("checkpoints", step)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(output) if output is not None else Path(scratch) / "policy"
         folder.mkdir(parents=True)
         policy.model.save_pretrained(folder)
         policy.tokenizer.save_pretrained(folder)
         weights = weights_digest(folder)
-    there = weights_digest(run.store.local_files(committed)) if run.store.exists(committed) else None
+    is_there = step in run.store.steps(run.name, "checkpoints")
+    there = weights_digest(run.store.local_files(run.key("checkpoints", step))) if is_there else None
     return {"step": step, "weights": weights, "checkpoint": there}
 
 

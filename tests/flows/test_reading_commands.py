@@ -26,6 +26,7 @@ COMMANDS = {
     "watch": [RUN],
     "export": [RUN, "-o", "export"],
     "verify": [RUN],
+    "du": [],
     "gc": [],
     "report": [RUN, "-o", "report.html"],
     "judge-sheet": [RUN],
