@@ -25,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from polyepo.config import PolicyConfig, SamplingConfig, UpdateConfig, VLLMLaunch, VLLMSampling
 from polyepo.policy.model import Policy, load_policy
+from polyepo.policy.trainer import LocalTrainer
 from polyepo.policy.warm_start import word_tokenizer
 from polyepo.samplers.base import Sampler
 from polyepo.samplers.transformers import TransformersSampler
@@ -84,7 +85,7 @@ def through(sampler: Sampler, prompts: list[list[int]], responses: int) -> Calla
 
 def through_generate(policy: Policy, prompts: list[list[int]], responses: int, tokens: int) -> Callable[[int], int]:
     """A pass of transformers' own `generate`, with the log-probabilities of what it sampled."""
-    eos = sorted(policy.eos_token_ids)
+    eos = sorted(policy.language.eos_token_ids)
     ids = torch.tensor(prompts, device=policy.device)
 
     def sample(k: int) -> int:
@@ -129,7 +130,7 @@ def main() -> None:
         max_prompt_tokens=args.prompt_tokens, max_response_tokens=args.tokens, batch_size=args.prompts * args.responses
     )
     launch = VLLMLaunch(python=args.vllm_python, args=["--enforce-eager"], environment=ENVIRONMENT)
-    served = VLLMSampler(policy, VLLMSampling(name="vllm", launch=launch), sampling)
+    served = VLLMSampler(LocalTrainer(policy), VLLMSampling(name="vllm", launch=launch), sampling)
     ours = TransformersSampler(policy, sampling)
     parameters = sum(p.numel() for p in policy.model.parameters())
     print(
@@ -144,7 +145,7 @@ def main() -> None:
     job = {
         "model": str(model.absolute()), "dtype": args.dtype, "context": args.prompt_tokens + args.tokens,
         "prompts": prompts, "responses": args.responses, "tokens": args.tokens, "repeats": args.repeats,
-        "eos": sorted(policy.eos_token_ids), "chunked_prefill": policy.device.type != "cpu",
+        "eos": sorted(policy.language.eos_token_ids), "chunked_prefill": policy.device.type != "cpu",
     }  # fmt: skip
     show("vLLM's LLM.generate", offline(args.vllm_python, job))
 

@@ -22,6 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from polyepo.config import UpdateConfig, load_config
 from polyepo.policy.model import Policy
+from polyepo.policy.trainer import LocalTrainer
 from polyepo.policy.update import Batch, update
 from tasks.checkpoint import warm_start
 from tasks.judge import judge
@@ -105,7 +106,7 @@ def trl_update(policy: Policy, batch: Batch, run: Run, config: UpdateConfig, scr
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         args=arguments,
         train_dataset=Dataset.from_dict({"prompt": ["1"]}),
-        processing_class=policy.tokenizer,
+        processing_class=policy.language.tokenizer,
     )
     trainer.current_gradient_accumulation_steps = 1
     inputs = trl_inputs(batch, group_advantages(run))
@@ -131,7 +132,9 @@ def main() -> None:
     agree = True
     with tempfile.TemporaryDirectory() as scratch:
         run = scored_step(f"{scratch}/root")
-        start = policy_at(run, 0)
+        trainer = policy_at(run, 0)
+        assert isinstance(trainer, LocalTrainer)
+        start = trainer.policy
         start.model.double()
         batch = training_batch(run, 1)
         print(
@@ -156,7 +159,7 @@ def fresh(policy: Policy) -> Policy:
     """A copy with an optimizer of its own."""
     model = copy.deepcopy(policy.model)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    return Policy(model, policy.tokenizer, optimizer, policy.eos_token_ids)
+    return Policy(model, policy.language, optimizer)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from prefect.cache_policies import NO_CACHE
 
 from polyepo.config import RunConfig
 from polyepo.domains import Demonstrated
-from polyepo.policy.checkpoint import save_checkpoint
 from polyepo.policy.model import limit_threads
 from polyepo.policy.warm_start import warm_start as train_warm_start
 from storage import Manifest, ModelKey, Provenance, open_store
@@ -25,10 +24,10 @@ def checkpoint(root: str, name: str, step: int) -> str:
     run = open_run(root, name)
     key = run.key("checkpoints", step)
     if not run.store.exists(key):
-        policy = policy_at(run, step)
+        trainer = policy_at(run, step)
         run.store.wait()  # for the checkpoint before: at most one is on its way
         scratch = tempfile.TemporaryDirectory()
-        save_checkpoint(policy, Path(scratch.name))
+        trainer.save(Path(scratch.name))
         run.store.in_background(key, partial(_commit_checkpoint, run, step, scratch))
     return key.path
 

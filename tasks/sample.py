@@ -22,9 +22,9 @@ def sample(root: str, name: str, step: int, shard: int) -> str:
     key = run.key("rollouts", step, shard)
     if not run.store.exists(key):
         started = time.perf_counter()
-        policy = policy_at(run, step - 1)
+        trainer = policy_at(run, step - 1)
         num_responses = run.config.sampling.num_responses
-        rows = sample_rows(run, policy, run.shard_of_step(step, shard), step, range(num_responses), "rollout")
+        rows = sample_rows(run, trainer, run.shard_of_step(step, shard), step, range(num_responses), "rollout")
         table = pa.Table.from_pylist(rows, schema=ROLLOUTS)
         provenance = run.provenance(step - 1, time.perf_counter() - started)
         commit = partial(run.store.commit_table, key, table, table_name="rollouts", provenance=provenance)

@@ -22,13 +22,13 @@ def update(root: str, name: str, step: int) -> str:
     key = run.key("updates", step)
     if not run.store.exists(key):
         started = time.perf_counter()
-        policy = take_policy(run, step - 1)
-        measured = asdict(apply_update(run, policy, step))
+        trainer = take_policy(run, step - 1)
+        measured = asdict(apply_update(run, trainer, step))
         seconds = time.perf_counter() - started
         row = {
             "run": name,
             "step": step,
-            "policy_version": policy.version,
+            "policy_version": trainer.version,
             **measured,
             **batch_statistics(run, step),
             **stage_seconds(run, step),
@@ -36,11 +36,13 @@ def update(root: str, name: str, step: int) -> str:
             "checkpoint": run.key("checkpoints", step).path if checkpoint_due(run, step) else None,
         }
         parents = [run.store.manifest(parent) for keys in stage_keys(run, step).values() for parent in keys]
-        provenance = run.provenance(policy.version, seconds)
+        provenance = run.provenance(trainer.version, seconds)
         table = pa.Table.from_pylist([row], schema=UPDATES)
         run.store.commit_table(key, table, table_name="updates", parents=parents, provenance=provenance)
         # Another process may have committed this step meanwhile. Then its update counts and these weights are dropped:
         # whoever needs the policy next rebuilds it from what was committed.
         if run.store.read_table(key, table.column_names).equals(table):
-            put_policy(run, policy)
+            put_policy(run, trainer)
+        else:
+            trainer.close()
     return key.path

@@ -20,7 +20,8 @@ from flows.plan.facts import MissingError, ModelFacts, Shape, UnknownError
 from polyepo.config import PolicyConfig, RunConfig
 from polyepo.domains import Demonstrated, Problem
 from polyepo.policy import warm_start
-from polyepo.policy.model import encode_prompt, gradient_checkpointing, response_logprobs
+from polyepo.policy.language import encode_prompt
+from polyepo.policy.model import gradient_checkpointing, response_logprobs
 from polyepo.policy.source import hub_answers
 
 

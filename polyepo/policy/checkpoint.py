@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -12,10 +13,28 @@ from polyepo.config import PolicyConfig, UpdateConfig
 from polyepo.policy.model import Policy, load_policy
 
 
+def save_model(policy: Policy, directory: Path, dtype: str | None = None, head_apart: bool = False) -> None:
+    """Write a policy's weights and language as a Hugging Face model directory; arguments as of `Trainer.export`."""
+    model = policy.model
+    state = model.state_dict()
+    if dtype is not None:
+        cast = {tensor.data_ptr(): tensor.to(getattr(torch, dtype)) for tensor in state.values()}  # tied ones once
+        state = {name: cast[tensor.data_ptr()] for name, tensor in state.items()}
+    if head_apart:  # what shares its memory is written once, so here it must not
+        head = model.get_output_embeddings().weight
+        names = {name for name, weight in model.named_parameters(remove_duplicate=False) if weight is head}
+        state |= {name: state[name].clone() for name in names}
+    model.save_pretrained(directory, state_dict=state)
+    if dtype is not None:
+        config = copy.deepcopy(model.config)
+        config.dtype = dtype
+        config.save_pretrained(directory)
+    policy.language.tokenizer.save_pretrained(directory)
+
+
 def save_checkpoint(policy: Policy, directory: Path) -> None:
     """Write a policy into an empty directory; the result is itself a Hugging Face model directory."""
-    policy.model.save_pretrained(directory)
-    policy.tokenizer.save_pretrained(directory)
+    save_model(policy, directory)
     names = {id(parameter): name for name, parameter in policy.model.named_parameters()}
     state = {
         f"{key}:{names[id(parameter)]}": value.contiguous().cpu()
@@ -26,8 +45,9 @@ def save_checkpoint(policy: Policy, directory: Path) -> None:
     (directory / "trainer_state.json").write_text(json.dumps({"policy_version": policy.version}))
 
 
-def load_checkpoint(directory: Path, config: PolicyConfig, update: UpdateConfig) -> Policy:
+def load_checkpoint(directory: str | Path, config: PolicyConfig, update: UpdateConfig) -> Policy:
     """Read back what `save_checkpoint` wrote, bit for bit."""
+    directory = Path(directory)
     policy = load_policy(directory, config, update)
     policy.version = json.loads((directory / "trainer_state.json").read_text())["policy_version"]
     parameters = dict(policy.model.named_parameters())

@@ -93,7 +93,7 @@ def update(policy: Policy, batch: Batch, config: UpdateConfig, sampling: Samplin
     step = policy.version + 1
     lr = config.lr * min(1.0, step / config.warmup_steps) if config.warmup_steps else config.lr
     for group in policy.optimizer.param_groups:
-        group["lr"] = lr
+        group.update(lr=lr, betas=config.betas, weight_decay=config.weight_decay)
     old = _old_policy(policy, batch, config, sampling)
     losses, norms, clipped, trained_tokens = [], [], 0.0, 0
     for epoch in range(config.epochs):

@@ -14,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from polyepo.config import WarmStart
 from polyepo.domains import Demonstrated
-from polyepo.policy.model import encode_prompt, response_logprobs
+from polyepo.policy.language import Language, encode_prompt
+from polyepo.policy.model import response_logprobs
 from polyepo.seeds import derive_seed
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
@@ -93,6 +94,13 @@ def small_llama_config(config: WarmStart, vocabulary_size: int, tokenizer: Any) 
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def language_of(domain: Demonstrated, config: WarmStart) -> Language:
+    """What a base model speaks that is not there yet."""
+    tokenizer = word_tokenizer(domain.vocabulary())
+    model_config = small_llama_config(config, len(tokenizer), tokenizer)
+    return Language(tokenizer, model_config, frozenset({tokenizer.eos_token_id}))
 
 
 def _warmup_then_cosine(step: int, config: WarmStart) -> float:

@@ -33,7 +33,7 @@ class TransformersSampler:
     @torch.no_grad()
     def _sample_batch(self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> list[list[Sample]]:
         num_responses = len(seeds[0])
-        model, eos = self._policy.model, self._policy.eos_token_ids
+        model, eos = self._policy.model, self._policy.language.eos_token_ids
         ids_PL, mask_PL = left_padded(prompts, self._policy.device)
         cache = DynamicCache(config=model.config)
         output = model(

@@ -22,11 +22,10 @@ from typing import Any
 
 import httpx
 import numpy as np
-import torch
 
 from polyepo.config import SamplingConfig, VLLMSampling
 from polyepo.errors import PolyepoError
-from polyepo.policy.model import Policy, check_context, response_logprobs
+from polyepo.policy.trainer import Trainer
 from polyepo.samplers.base import Sample
 from polyepo.samplers.launch import LaunchedServer
 from polyepo.seeds import derive_seed
@@ -38,7 +37,8 @@ _STRIKES = 3  # failures in a row after which a server is set aside for the roun
 _PAUSE_S = 0.2  # doubled with every attempt
 _CONTROL_S = 60.0  # for questions that a server answers at once
 _PROBE_RESPONSES, _PROBE_TOKENS = 8, 32
-_MAX_MISMATCH = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+_MAX_MISMATCH = {"float32": 1e-4, "bfloat16": 0.05}
+_NO_SHAPE = frozenset({"_name_or_path", "transformers_version", "dtype"})  # differ between copies of one model
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -79,14 +79,14 @@ class _Fleet:
     servers: list[_Server]
     tag: str = ""
     """Of the policy whose weights the servers are to have."""
-    _policy: weakref.ref[Policy] | None = None
+    _trainer: weakref.ref[Trainer] | None = None
     _version: int = -1
 
-    def tag_of(self, policy: Policy) -> str:
+    def tag_of(self, trainer: Trainer) -> str:
         """A name for the policy's present weights that no other weights ever had."""
-        if self._policy is None or self._policy() is not policy or self._version != policy.version:
-            self._policy, self._version = weakref.ref(policy), policy.version
-            self.tag = f"polyepo-{policy.version}-{uuid.uuid4().hex}"
+        if self._trainer is None or self._trainer() is not trainer or self._version != trainer.version:
+            self._trainer, self._version = weakref.ref(trainer), trainer.version
+            self.tag = f"polyepo-{trainer.version}-{uuid.uuid4().hex}"
         return self.tag
 
 
@@ -112,13 +112,13 @@ class VLLMSampler:
         ConfigError: the model's context is too short for the limits.
     """
 
-    def __init__(self, policy: Policy, config: VLLMSampling, sampling: SamplingConfig) -> None:
-        self._policy, self._config, self._sampling = policy, config, sampling
-        self._dtype: torch.dtype = policy.model.dtype
+    def __init__(self, trainer: Trainer, config: VLLMSampling, sampling: SamplingConfig) -> None:
+        self._trainer, self._config, self._sampling = trainer, config, sampling
+        self._language = trainer.language
         self._context = sampling.max_prompt_tokens + sampling.max_response_tokens
-        check_context(policy.model, sampling)
-        shape = [type(policy.model).__name__, policy.model.num_parameters(), self._context, str(self._dtype)]
-        key = json.dumps([config.model_dump(mode="json"), *shape])
+        self._language.check_context(sampling)
+        shape = {k: v for k, v in self._language.model_config.to_dict().items() if k not in _NO_SHAPE}
+        key = json.dumps([config.model_dump(mode="json"), shape, self._context, trainer.dtype], default=str)
         if key not in _fleets:
             stop_servers()  # one fleet at a time: another run's server would keep its memory
             _fleets[key] = _Fleet(self._make_servers())
@@ -267,7 +267,6 @@ class VLLMSampler:
     async def _launch(self, client: httpx.AsyncClient, server: _Server, process: LaunchedServer) -> None:
         model = process.prepare()
         self._write_weights(model)
-        self._policy.tokenizer.save_pretrained(model)
         process.start()
         server.url, server.tag = process.url, None
         assert self._config.launch is not None
@@ -290,7 +289,7 @@ class VLLMSampler:
 
     async def _holds_weights(self, client: httpx.AsyncClient, server: _Server, prompt: Sequence[int]) -> bool:
         """Whether a server still has the weights of the policy as it is now."""
-        tag = self._fleet.tag_of(self._policy)
+        tag = self._fleet.tag_of(self._trainer)
         if server.tag != tag:
             return False
         answer = await self._call(client, server, "GET", "/weight_info", missing_ok=True)
@@ -318,7 +317,7 @@ class VLLMSampler:
 
     async def _load_weights(self, client: httpx.AsyncClient, server: _Server) -> None:
         """Give a server the policy's weights, and make it forget what it computed with others."""
-        tag = self._fleet.tag_of(self._policy)
+        tag = self._fleet.tag_of(self._trainer)
         parent = server.process.scratch if server.process else Path(self._config.weights_dir or "").absolute()
         folder = parent / tag
         if not folder.exists():
@@ -339,41 +338,34 @@ class VLLMSampler:
         await self._call(client, server, "POST", "/update_weight_version", {"new_version": tag}, missing_ok=True)
 
     def _write_weights(self, folder: Path) -> None:
-        model = self._policy.model
-        state = model.state_dict()
-        if self._policy.device.type == "cpu":
-            # On the CPU vLLM (0.32) packs the output head, and renews it only if it comes by its own name, though it be
-            # tied to the embeddings. What shares its memory is written once, so here it must not.
-            head = model.get_output_embeddings().weight
-            names = {name for name, weight in model.named_parameters(remove_duplicate=False) if weight is head}
-            state |= {name: state[name].clone() for name in names}
-        model.save_pretrained(folder, state_dict=state)
+        # On the CPU vLLM (0.32) packs the output head, and renews it only if it comes by its own name, though it be
+        # tied to the embeddings.
+        self._trainer.export(folder, self._trainer.dtype, head_apart=self._trainer.device == "cpu")
 
     async def _verify(self, client: httpx.AsyncClient, server: _Server, prompt: Sequence[int]) -> None:
         """Compare a server's log-probabilities of what it samples with the trainer's."""
-        limit = self._config.max_mismatch or _MAX_MISMATCH.get(self._dtype, 1e-4)
+        limit = self._config.max_mismatch or _MAX_MISMATCH.get(self._trainer.dtype, 1e-4)
         seeds = [derive_seed("probe", i) for i in range(_PROBE_RESPONSES)]
         num_tokens = min(_PROBE_TOKENS, self._sampling.max_response_tokens)
         probe = await self._complete(client, server, self._request(prompt, seeds, num_tokens))
-        with torch.no_grad():
-            ours_BR, _, mask_BR = response_logprobs(
-                self._policy.model, [prompt] * len(probe), [s.token_ids for s in probe], self._sampling.temperature
-            )
-        ours = ours_BR[mask_BR].double().cpu().numpy()
+        responses = [s.token_ids for s in probe]
+        ours = np.concatenate(
+            self._trainer.logprobs([prompt] * len(probe), responses, self._sampling.temperature), dtype=np.float64
+        )
         difference = np.abs(ours - np.concatenate([s.logprobs for s in probe]))
         if not difference.mean() <= limit:
             raise WeightsMismatchError(
-                f"{server.url}: after the weights of version {self._policy.version} were loaded, log-probabilities of "
+                f"{server.url}: after the weights of version {self._trainer.version} were loaded, log-probabilities of "
                 f"{len(ours)} probe tokens differ from the trainer's by {difference.mean():.2e} nats on average "
                 f"(at most {difference.max():.2e}); the limit is {limit:g} (sampler.max_mismatch). The server's "
                 "weights are stale or of another type (--dtype), its model is another one, or at a temperature other "
                 "than 1 it lacks --logprobs-mode processed_logprobs"
             )
-        _log.debug("%s: probe of version %d differs by %.1e", server.url, self._policy.version, difference.mean())
+        _log.debug("%s: probe of version %d differs by %.1e", server.url, self._trainer.version, difference.mean())
 
     def _request(self, prompt: Sequence[int], seeds: Sequence[int], num_tokens: int) -> dict[str, Any]:
         # The trainer's softmax leaves padding out. A bias of -100 is vLLM's lowest, and as good as out.
-        padding = {str(token): -100 for token in self._policy.padding_ids}
+        padding = {str(token): -100 for token in self._language.padding_ids}
         return {
             **({"logit_bias": padding} if padding else {}),
             "model": self._config.served_model,
@@ -390,7 +382,7 @@ class VLLMSampler:
             "repetition_penalty": 1.0,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
-            "stop_token_ids": sorted(self._policy.eos_token_ids),
+            "stop_token_ids": sorted(self._language.eos_token_ids),
             "logprobs": 0,
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
@@ -427,7 +419,7 @@ class VLLMSampler:
         # vLLM writes -9999 for minus infinity, which no token that was sampled can have.
         if not np.isfinite(logprobs).all() or (logprobs <= -9999).any():
             raise SamplerError("it returned a log-probability that is not finite: the policy's weights are damaged")
-        ends = [token in self._policy.eos_token_ids for token in tokens]
+        ends = [token in self._language.eos_token_ids for token in tokens]
         whole = {"stop": sum(ends) == 1 and ends[-1], "length": not any(ends) and len(tokens) == request["max_tokens"]}
         if len(tokens) != len(logprobs) or not whole.get(reason, False):
             raise ValueError(f"{len(tokens)} tokens, {len(logprobs)} log-probabilities, finish_reason {reason!r}")
@@ -468,13 +460,13 @@ class VLLMSampler:
             return [_Server(url.rstrip("/").removesuffix("/v1")) for url in self._config.base_urls]
         arguments = [
             "--served-model-name", self._config.served_model,
-            "--dtype", str(self._dtype).removeprefix("torch."),
+            "--dtype", self._trainer.dtype,
             "--max-model-len", str(self._context),
             "--logprobs-mode", "processed_logprobs",
             "--generation-config", "vllm",
             *(["--enable-sleep-mode"] if self._config.sleep else []),
             # On the CPU vLLM (0.32) dies of a seeded request whose prompt it takes in pieces.
-            *(["--no-enable-chunked-prefill"] if self._policy.device.type == "cpu" else []),
+            *(["--no-enable-chunked-prefill"] if self._trainer.device == "cpu" else []),
         ]  # fmt: skip
         return [_Server(process=LaunchedServer(self._config.launch, arguments))]
 

@@ -14,7 +14,6 @@ import pyarrow as pa
 from polyepo.config import ConfigError, PolicyConfig, RunConfig, SamplingConfig, load_config
 from polyepo.domains import Maths
 from polyepo.judges import CallLog, Group, Judge, Label, ProgramJudge
-from polyepo.policy.model import check_prompt_tokens
 from polyepo.policy.source import identify
 from polyepo.schemas import EVALS
 from polyepo.section import digest
@@ -30,6 +29,7 @@ from tasks.runs.evaluations import (
     read_evaluation,
     shard_key,
 )
+from tasks.runs.models import load_run_language
 from tasks.runs.policies import policy_at
 from tasks.runs.rollouts import sample_rows
 from tasks.runs.run import Run, commit_problems, create_or_resume
@@ -165,7 +165,7 @@ def add_benchmark(run: Run, benchmark: str, step: int) -> Benchmark:
     except ValueError as error:
         raise ConfigError(f"benchmark {benchmark!r}: {error}") from None
     problems.sort(key=lambda problem: problem.problem_id)
-    check_prompt_tokens(policy_at(run, step), problems, run.config.sampling, f"benchmark {benchmark!r}")
+    load_run_language(run).check_prompts(problems, run.config.sampling, f"benchmark {benchmark!r}")
     commit_problems(run.store, run.name, [(name, p) for p in problems], run.provenance(None), benchmark=name)
     found = open_benchmark(run, name)
     if list(found.problems) != problems:

@@ -47,7 +47,5 @@ def export_policy(
         else:
             from tasks.runs.policies import rebuild  # loads torch
 
-            policy = rebuild(run, step, newest_checkpoint=step, progress=progress)
-            policy.model.save_pretrained(whole)
-            policy.tokenizer.save_pretrained(whole)
+            rebuild(run, step, newest_checkpoint=step, progress=progress).export(whole)
         os.rename(whole, folder)

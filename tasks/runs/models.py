@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from polyepo.config import RunConfig
+from polyepo.policy.language import Language, load_language
 from polyepo.section import digest
 from storage import ModelKey, Store
 from storage.layout import AnyKey
@@ -33,6 +34,12 @@ def initial_model(store: Store, config: RunConfig) -> str | Path:
     return str(config.policy.model)
 
 
+def load_run_language(run: Run) -> Language:
+    """The language of a run's policy; no weights are read or fetched. Raises ConfigError as `load_language`."""
+    folder = _stored_files(run, lambda name: not name.endswith(".safetensors"))
+    return load_language(folder or initial_model(run.store, run.config), run.config.policy)
+
+
 def load_decoder(run: Run) -> Callable[[list[int]], str] | None:
     """What turns token ids into text as the run's tokenizer does; None if that is not at hand, which is not asked for.
 
@@ -48,15 +55,8 @@ def load_decoder(run: Run) -> Callable[[list[int]], str] | None:
 
 
 def _tokenizer_file(run: Run) -> Path | None:
-    if run.parent is not None:
-        return _tokenizer_file(run.parent)
-    steps = run.store.steps(run.name, "checkpoints")
-    key: AnyKey | None = run.key("checkpoints", steps[-1]) if steps else None
-    if key is None and run.config.policy.warm_start:
-        key = ModelKey("warm-start", warm_start_digest(run.config))
-    if key is not None and (manifest := run.store.manifest(key)):
-        names = [file.path for file in manifest.files if file.path == _TOKENIZER]
-        return run.store.files.local_copy(f"{manifest.path}/{manifest.attempt}", names) / _TOKENIZER
+    if folder := _stored_files(run, lambda name: name == _TOKENIZER):
+        return folder / _TOKENIZER
     model = run.config.policy.model
     if model is None or Path(model).is_dir():
         return Path(model) / _TOKENIZER if model else None
@@ -64,3 +64,17 @@ def _tokenizer_file(run: Run) -> Path | None:
 
     found = try_to_load_from_cache(model, _TOKENIZER, revision=run.config.policy.revision or "main")
     return Path(found) if isinstance(found, str) else None
+
+
+def _stored_files(run: Run, wanted: Callable[[str], bool]) -> Path | None:
+    """A folder with the wanted files of a model of the run's that the store has: its newest checkpoint, or its base."""
+    if run.parent is not None:
+        return _stored_files(run.parent, wanted)
+    steps = run.store.steps(run.name, "checkpoints")
+    key: AnyKey | None = run.key("checkpoints", steps[-1]) if steps else None
+    if key is None and run.config.policy.warm_start:
+        key = ModelKey("warm-start", warm_start_digest(run.config))
+    if key is None or (manifest := run.store.manifest(key)) is None:
+        return None
+    names = [file.path for file in manifest.files if wanted(file.path)]
+    return run.store.files.local_copy(f"{manifest.path}/{manifest.attempt}", names)

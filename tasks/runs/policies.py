@@ -10,11 +10,10 @@ import numpy as np
 from transformers.utils.logging import disable_progress_bar
 
 from polyepo.errors import PolyepoError
-from polyepo.policy.checkpoint import load_checkpoint
-from polyepo.policy.model import Policy, check_context, check_prompt_tokens, load_policy
-from polyepo.policy.update import Batch, UpdateMetrics, update
+from polyepo.policy.trainer import Trainer, load_trainer
+from polyepo.policy.update import Batch, UpdateMetrics
 from storage import ArtifactKey
-from tasks.runs.models import initial_model
+from tasks.runs.models import initial_model, load_run_language
 from tasks.runs.run import Run
 
 disable_progress_bar()  # transformers draws one for every model it loads, log file or not
@@ -23,7 +22,7 @@ disable_progress_bar()  # transformers draws one for every model it loads, log f
 _FETCHED_STEPS = 16  # whose tables are asked for side by side before their updates are applied again
 
 # One policy at a time: (root, run) and the live object. Version and weights always agree, or it is not here.
-_live: dict[tuple[str, str], Policy] = {}
+_live: dict[tuple[str, str], Trainer] = {}
 
 
 class ReplayError(PolyepoError, RuntimeError):
@@ -32,7 +31,7 @@ class ReplayError(PolyepoError, RuntimeError):
     resumable = False
 
 
-def policy_at(run: Run, version: int) -> Policy:
+def policy_at(run: Run, version: int) -> Trainer:
     """The run's policy after `version` training steps: the live one if it fits, else rebuilt.
 
     Raises:
@@ -41,15 +40,15 @@ def policy_at(run: Run, version: int) -> Policy:
     live = _live.get((run.store.root, run.name))
     if live is not None and live.version == version:
         return live
-    _live.clear()
-    policy = rebuild(run, version, version)
-    _live[(run.store.root, run.name)] = policy
-    return policy
+    put_policy(run, None)
+    trainer = rebuild(run, version, version)
+    put_policy(run, trainer)
+    return trainer
 
 
 def rebuild(
     run: Run, version: int, newest_checkpoint: int, progress: Callable[[int, int], None] = lambda done, total: None
-) -> Policy:
+) -> Trainer:
     """The policy after `version` steps: a checkpoint, then the committed updates after it.
 
     The updates are re-applied from their saved rollouts and scores; nothing is sampled or judged.
@@ -66,19 +65,19 @@ def rebuild(
     checkpoints = [step for step in run.store.steps(run.name, "checkpoints") if step <= newest_checkpoint]
     if checkpoints:
         folder = run.store.local_files(run.key("checkpoints", checkpoints[-1]))
-        policy = load_checkpoint(folder, run.config.policy, run.config.update)
+        trainer = load_trainer(folder, run.config.policy, run.config.update, resume=True)
     elif run.parent is not None:
-        policy = _inherited(run, run.parent, min(version, run.first_step - 1), newest_checkpoint, progress)
+        trainer = _inherited(run, run.parent, min(version, run.first_step - 1), newest_checkpoint, progress)
     else:
-        policy = load_policy(initial_model(run.store, run.config), run.config.policy, run.config.update)
-    steps = range(policy.version + 1, version + 1)
+        trainer = load_trainer(initial_model(run.store, run.config), run.config.policy, run.config.update)
+    steps = range(trainer.version + 1, version + 1)
     for first in range(0, len(steps), _FETCHED_STEPS):
         some = steps[first : first + _FETCHED_STEPS]
         run.store.fetch(key for step in some for key in _update_keys(run, step))
         for done, step in enumerate(some, first):
             progress(done, len(steps))
-            check_replay(run, step, policy, apply_update(run, policy, step))
-    return policy
+            check_replay(run, step, trainer, apply_update(run, trainer, step))
+    return trainer
 
 
 def _update_keys(run: Run, step: int) -> list[ArtifactKey]:
@@ -87,23 +86,27 @@ def _update_keys(run: Run, step: int) -> list[ArtifactKey]:
     return [*rollouts, run.scores_key(step), run.key("updates", step)]
 
 
-def take_policy(run: Run, version: int) -> Policy:
+def take_policy(run: Run, version: int) -> Trainer:
     """The policy of a version, taken out of memory: whoever changes it puts it back only once that has gone well."""
-    policy = policy_at(run, version)
+    trainer = policy_at(run, version)
     _live.clear()
-    return policy
+    return trainer
 
 
-def put_policy(run: Run, policy: Policy) -> None:
-    """Keep a policy in memory for the tasks that come next."""
+def put_policy(run: Run, trainer: Trainer | None) -> None:
+    """Keep a policy in memory for the tasks that come next; the one that was there is closed."""
+    for live in _live.values():
+        if live is not trainer:
+            live.close()
     _live.clear()
-    _live[(run.store.root, run.name)] = policy
+    if trainer is not None:
+        _live[(run.store.root, run.name)] = trainer
 
 
-def apply_update(run: Run, policy: Policy, step: int, scoring_id: str | None = None) -> UpdateMetrics:
+def apply_update(run: Run, trainer: Trainer, step: int, scoring_id: str | None = None) -> UpdateMetrics:
     """Apply one step's update to the policy, from the step's committed rollouts and scores."""
     batch = training_batch(run, step, scoring_id)
-    return update(policy, batch, run.config.update, run.config.sampling, run.config.seed)
+    return trainer.update(batch, run.config.update, run.config.sampling, run.config.seed)
 
 
 def training_batch(run: Run, step: int, scoring_id: str | None = None) -> Batch:
@@ -128,29 +131,25 @@ def training_batch(run: Run, step: int, scoring_id: str | None = None) -> Batch:
 
 def check_prompts(run: Run) -> None:
     """Raise ConfigError if the run's prompts, or its limits on them and on responses, do not fit the policy."""
-    policy = policy_at(run, run.last_step())
-    check_context(policy.model, run.config.sampling)
+    language = load_run_language(run)
+    language.check_context(run.config.sampling)
     problems = [problem for split in ("train", "heldout") for problem in run.split(split)]
-    check_prompt_tokens(policy, problems, run.config.sampling, "domain")
+    language.check_prompts(problems, run.config.sampling, "domain")
 
 
 def _inherited(
     run: Run, parent: Run, version: int, newest_checkpoint: int, progress: Callable[[int, int], None]
-) -> Policy:
+) -> Trainer:
     """The policy that a fork has from its parent, made as the parent made it, to be updated as the fork says."""
     here = replace(parent, config=parent.config.model_copy(update={"policy": run.config.policy}))
-    policy = rebuild(here, version, min(version, newest_checkpoint), progress)
-    update = run.config.update
-    for group in policy.optimizer.param_groups:
-        group.update(lr=update.lr, betas=update.betas, weight_decay=update.weight_decay)
-    return policy
+    return rebuild(here, version, min(version, newest_checkpoint), progress)
 
 
-def check_replay(run: Run, step: int, policy: Policy, metrics: UpdateMetrics) -> None:
+def check_replay(run: Run, step: int, trainer: Trainer, metrics: UpdateMetrics) -> None:
     """Raise ReplayError unless an update that was applied again measured what the run recorded (on the CPU)."""
     recorded = run.store.read_table(run.key("updates", step), columns=["loss", "grad_norm"]).to_pylist()[0]
     replayed = {"loss": metrics.loss, "grad_norm": metrics.grad_norm}
-    if replayed != recorded and policy.device.type == "cpu":
+    if replayed != recorded and trainer.device == "cpu":
         raise ReplayError(
             f"run {run.name!r}, step {step}: replaying the update gave {replayed}, but the run recorded "
             f"{recorded}. "

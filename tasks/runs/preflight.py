@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from polyepo.config import ConfigError, RunConfig, load_config, parse_run, with_settings
 from polyepo.domains import Demonstrated, Problem
+from polyepo.policy.language import load_language
 from polyepo.policy.source import check_device, identify
 from storage import Store, open_store
 from storage.layout import check_name
@@ -117,26 +117,16 @@ def check_here(config: RunConfig, trained_on: str | None = None) -> None:
 
 def check_model(config: RunConfig, problems: Iterable[Problem]) -> None:
     """Raise ConfigError if there is no such model, or prompts and limits do not fit it; its weights are not loaded."""
-    from transformers import AutoConfig, AutoTokenizer  # takes seconds to import
-
-    from polyepo.policy.model import check_encoded, check_positions, encode_prompt
-    from polyepo.policy.warm_start import small_llama_config, word_tokenizer
-
     policy = config.policy
-    tokenizer: Any
     if policy.warm_start and isinstance(config.domain, Demonstrated):
-        tokenizer = word_tokenizer(config.domain.vocabulary())
-        model_config = small_llama_config(policy.warm_start, len(tokenizer), tokenizer)
+        from polyepo.policy.warm_start import language_of  # takes seconds to import
+
+        language = language_of(config.domain, policy.warm_start)
     else:
-        options = {"trust_remote_code": policy.trust_remote_code, "revision": identify(policy).get("revision", "main")}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(policy.model, **options)
-            model_config = AutoConfig.from_pretrained(policy.model, **options)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"policy.model {policy.model!r} cannot be loaded: {error}") from None
-    check_positions(model_config, config.sampling)
-    encode = partial(encode_prompt, tokenizer, chat_template_kwargs=policy.chat_template_kwargs)
-    check_encoded(encode, model_config, problems, config.sampling, "domain")
+        pinned = policy.model_copy(update={"revision": identify(policy).get("revision")})
+        language = load_language(str(policy.model), pinned)
+    language.check_context(config.sampling)
+    language.check_prompts(problems, config.sampling, "domain")
 
 
 def _recorded(name: str, record: dict[str, Any], arm: Arm | None, settings: dict[str, Any]) -> RunConfig:

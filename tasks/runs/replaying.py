@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from polyepo.config import ConfigError
 from polyepo.judges import AnyJudge
-from polyepo.policy.checkpoint import load_checkpoint, save_checkpoint
-from polyepo.policy.model import Policy, response_logprobs, weights_digest
+from polyepo.policy.trainer import Trainer, load_trainer
 from polyepo.policy.update import Batch
+from polyepo.policy.weights import compare_changes, weights_digest
 from polyepo.scoring import AnyScoring, scoring_id
 from tasks.runs.labels import commit_labels
 from tasks.runs.policies import apply_update, check_replay, rebuild, training_batch
@@ -62,12 +61,11 @@ def replay_policy(run: Run, step: int, output: str | None = None) -> dict[str, A
     run = run.owner(step)
     if output is not None and Path(output).exists():
         raise ConfigError(f"output {output!r} exists already; nothing is overwritten")
-    policy = rebuild(run, step, newest_checkpoint=step - 1)
+    trainer = rebuild(run, step, newest_checkpoint=step - 1)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(output) if output is not None else Path(scratch) / "policy"
-        folder.mkdir(parents=True)
-        policy.model.save_pretrained(folder)
-        policy.tokenizer.save_pretrained(folder)
+        trainer.export(folder)
+        trainer.close()
         weights = weights_digest(folder)
     is_there = step in run.store.steps(run.name, "checkpoints")
     there = weights_digest(run.store.local_files(run.key("checkpoints", step))) if is_there else None
@@ -85,43 +83,40 @@ def counterfactual(run: Run, step: int, scoring: AnyScoring, judge: AnyJudge) ->
         commit_labels(run, judge, step, shard)
     commit_scores(run, scoring, judge, step)
     other_id = scoring_id(scoring, judge)
-    policy = rebuild(run, step - 1, newest_checkpoint=step - 1)
+    trainer = rebuild(run, step - 1, newest_checkpoint=step - 1)
     batch, other_batch = training_batch(run, step), training_batch(run, step, other_id)
-    before, before_logprobs = _weights(policy), _logprobs(run, policy, batch)
+    before_logprobs = _logprobs(run, trainer, batch)
     with tempfile.TemporaryDirectory() as scratch:
-        save_checkpoint(policy, Path(scratch))
-        check_replay(run, step, policy, apply_update(run, policy, step))
-        own, own_logprobs = _weights(policy) - before, _logprobs(run, policy, batch)
-        policy = load_checkpoint(Path(scratch), run.config.policy, run.config.update)
-    apply_update(run, policy, step, other_id)
-    other, other_logprobs = _weights(policy) - before, _logprobs(run, policy, batch)
-    norms = float(own.norm()), float(other.norm())
+        before, own, other = (Path(scratch) / name for name in ("before", "own", "other"))
+        before.mkdir()
+        trainer.save(before)
+        check_replay(run, step, trainer, apply_update(run, trainer, step))
+        trainer.export(own)
+        own_logprobs = _logprobs(run, trainer, batch)
+        trainer.close()  # one policy at a time
+        trainer = load_trainer(before, run.config.policy, run.config.update, resume=True)
+        apply_update(run, trainer, step, other_id)
+        trainer.export(other)
+        other_logprobs = _logprobs(run, trainer, batch)
+        trainer.close()
+        cosine, norm_own, norm_other = compare_changes(before, own, other)
     return Counterfactual(
-        cosine=float(own @ other) / (norms[0] * norms[1]) if all(norms) else float("nan"),
-        norm_own=norms[0],
-        norm_other=norms[1],
+        cosine=cosine,
+        norm_own=norm_own,
+        norm_other=norm_other,
         clusters=_by_cluster(
             run, step, batch, other_batch, own_logprobs - before_logprobs, other_logprobs - before_logprobs
         ),
     )
 
 
-def _weights(policy: Policy) -> torch.Tensor:
-    """All weights as one float64 vector on the CPU."""
-    return torch.cat([p.detach().double().cpu().ravel() for p in policy.model.parameters()])
-
-
-@torch.no_grad()
-def _logprobs(run: Run, policy: Policy, batch: Batch) -> np.ndarray:
+def _logprobs(run: Run, trainer: Trainer, batch: Batch) -> np.ndarray:
     """Log-probability of each whole response, (R,)."""
-    found = np.zeros(len(batch.responses))
-    for rows in batch.micro_batches(run.config.update.micro_batch_tokens):
-        part = batch.select(rows)
-        logprobs, _, mask = response_logprobs(
-            policy.model, part.prompts, part.responses, run.config.sampling.temperature
-        )
-        found[rows] = torch.where(mask, logprobs, 0).double().sum(-1).cpu().numpy()
-    return found
+    config = run.config
+    found = trainer.logprobs(
+        batch.prompts, batch.responses, config.sampling.temperature, config.update.micro_batch_tokens
+    )
+    return np.array([logprobs.sum(dtype=np.float64) for logprobs in found])
 
 
 def _by_cluster(

@@ -7,25 +7,24 @@ from typing import Any
 
 from polyepo.config import RunConfig, VLLMSampling
 from polyepo.domains import Problem
-from polyepo.policy.model import Policy
-from polyepo.samplers.base import Sampler
-from polyepo.samplers.transformers import TransformersSampler
+from polyepo.policy.trainer import Trainer
+from polyepo.samplers.base import Sample
 from polyepo.seeds import derive_seed
 from tasks.runs.run import Run
 
 
 def sample_rows(
-    run: Run, policy: Policy, problems: Sequence[Problem], step: int, numbers: range, purpose: str
+    run: Run, trainer: Trainer, problems: Sequence[Problem], step: int, numbers: range, purpose: str
 ) -> list[dict[str, Any]]:
     """Rows of the rollouts table, these samples per problem, seeded by (run, purpose, step, problem, sample)."""
     num_responses = len(numbers)
     seeds = [
         [derive_seed(run.config.seed, purpose, step, problem.problem_id, i) for i in numbers] for problem in problems
     ]
-    prompts = [policy.encode(problem) for problem in problems]
-    groups = _sampler(run.config, policy).sample(prompts, seeds)
+    prompts = [trainer.language.encode(problem) for problem in problems]
+    groups = _sample(run.config, trainer, prompts, seeds)
     samples = [sample for group in groups for sample in group]
-    texts = policy.tokenizer.batch_decode([s.token_ids for s in samples], skip_special_tokens=True)
+    texts = trainer.language.decode([s.token_ids for s in samples])
     return [
         {
             "run": run.name,
@@ -40,16 +39,18 @@ def sample_rows(
             "temperature": run.config.sampling.temperature,
             "top_p": 1.0,
             "seed": seeds[i // num_responses][i % num_responses],
-            "policy_version": policy.version,
+            "policy_version": trainer.version,
             "sampler": run.config.sampler.name,
         }
         for i, sampled in enumerate(samples)
     ]
 
 
-def _sampler(config: RunConfig, policy: Policy) -> Sampler:
+def _sample(
+    config: RunConfig, trainer: Trainer, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]
+) -> list[list[Sample]]:
     if isinstance(config.sampler, VLLMSampling):
         from polyepo.samplers.vllm import VLLMSampler
 
-        return VLLMSampler(policy, config.sampler, config.sampling)
-    return TransformersSampler(policy, config.sampling)
+        return VLLMSampler(trainer, config.sampler, config.sampling).sample(prompts, seeds)
+    return trainer.sample(prompts, seeds, config.sampling)

@@ -38,7 +38,7 @@ def test_a_models_weights_are_the_runs(run, tmp_path, step):
     result = cli("model", run.name, step, "-o", folder, "--root", run.store.root)
     assert result.exit_code == 0, result.output
     assert "from_pretrained" in result.output
-    taken, own = AutoModelForCausalLM.from_pretrained(folder), rebuild(run, step, newest_checkpoint=step).model
+    taken, own = AutoModelForCausalLM.from_pretrained(folder), rebuild(run, step, newest_checkpoint=step).policy.model
     assert all(torch.equal(a, b) for a, b in zip(taken.parameters(), own.parameters(), strict=True))
     assert AutoTokenizer.from_pretrained(folder)("1 2 >")["input_ids"]
     assert not list(folder.glob("*optimizer*")), "what training needs stays with the run"
@@ -47,7 +47,7 @@ def test_a_models_weights_are_the_runs(run, tmp_path, step):
 def test_the_last_step_if_none_is_given_and_nothing_overwritten(run, tmp_path):
     folder = tmp_path / "taken"
     assert cli("model", run.name, "-o", folder, "--root", run.store.root).exit_code == 0
-    last = policy_at(run, 6).model
+    last = policy_at(run, 6).policy.model
     taken = AutoModelForCausalLM.from_pretrained(folder)
     assert all(torch.equal(a, b) for a, b in zip(taken.parameters(), last.parameters(), strict=True))
     again = cli("model", run.name, "-o", folder, "--root", run.store.root)

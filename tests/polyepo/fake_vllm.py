@@ -19,6 +19,7 @@ from safetensors.torch import load_model
 from transformers import AutoModelForCausalLM
 
 from polyepo.config import SamplingConfig
+from polyepo.policy.language import Language
 from polyepo.policy.model import Policy
 from polyepo.samplers.transformers import TransformersSampler
 from polyepo.seeds import derive_seed
@@ -84,7 +85,8 @@ class FakeVLLM(ThreadingHTTPServer):
         self.server_close()
 
     def complete(self, request):
-        policy = Policy(self.model, None, None, frozenset(request["stop_token_ids"]))
+        language = Language(None, self.model.config, frozenset(request["stop_token_ids"]))
+        policy = Policy(self.model, language, None)
         config = SamplingConfig(max_response_tokens=request["max_tokens"], temperature=request["temperature"])
         seeds = [derive_seed(request["seed"] + i) for i in range(request["n"])]
         with biased(self.model, request.get("logit_bias", {})):

@@ -11,7 +11,9 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from polyepo.config import ConfigError, PolicyConfig, SamplingConfig, UpdateConfig, VLLMSampling
 from polyepo.domains import Maths, Problem
 from polyepo.policy.checkpoint import load_checkpoint, save_checkpoint
-from polyepo.policy.model import check_context, check_prompt_tokens, encode_prompt, load_policy, response_logprobs
+from polyepo.policy.language import encode_prompt
+from polyepo.policy.model import load_policy, response_logprobs
+from polyepo.policy.trainer import LocalTrainer
 from polyepo.policy.update import Batch, update
 from polyepo.samplers.transformers import TransformersSampler
 from polyepo.samplers.vllm import VLLMSampler, stop_servers
@@ -106,7 +108,7 @@ def test_every_end_of_a_response_ends_it_and_stays(tmp_path):
     tokenizer = byte_tokenizer()
     ends = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
     policy = load(save_byte_model(tmp_path / "m", tokenizer, eos_token_id=ends))
-    assert policy.eos_token_ids == set(ends)
+    assert policy.language.eos_token_ids == set(ends)
     flat = [one for group in sample(policy, count=400) for one in group]
     assert {one.token_ids[-1] for one in flat if one.finish_reason == "stop"} == set(ends)
     for one in flat:
@@ -115,7 +117,7 @@ def test_every_end_of_a_response_ends_it_and_stays(tmp_path):
     (tmp_path / "checkpoint").mkdir()
     save_checkpoint(policy, tmp_path / "checkpoint")
     again = load_checkpoint(tmp_path / "checkpoint", PolicyConfig(model="m", device="cpu"), UpdateConfig())
-    assert again.eos_token_ids == policy.eos_token_ids
+    assert again.language.eos_token_ids == policy.language.eos_token_ids
 
 
 def test_a_tokenizer_without_end_is_refused_and_one_without_padding_is_not(tmp_path):
@@ -123,7 +125,7 @@ def test_a_tokenizer_without_end_is_refused_and_one_without_padding_is_not(tmp_p
     with pytest.raises(ConfigError, match="names no end-of-sequence token"):
         load(save_byte_model(tmp_path / "none", tokenizer, eos_token_id=None))
     policy = load(save_byte_model(tmp_path / "unpadded", byte_tokenizer(pad_token=None)))
-    assert policy.tokenizer.pad_token_id is None
+    assert policy.language.tokenizer.pad_token_id is None
     together, alone = sample(policy), sample(policy, prompts=((1, 2, 3),))
     assert [s.token_ids for s in together[0]] == [s.token_ids for s in alone[0]]
 
@@ -132,7 +134,7 @@ def test_padding_of_the_vocabulary_is_in_no_softmax(tmp_path):
     tokenizer = byte_tokenizer()
     directory = save_byte_model(tmp_path / "m", tokenizer, padding=140, tie_word_embeddings=False)
     policy = load(directory)
-    assert policy.padding_ids == range(len(tokenizer), len(tokenizer) + 140)
+    assert policy.language.padding_ids == range(len(tokenizer), len(tokenizer) + 140)
     groups = sample(policy, count=200)
     flat = [(p, one) for p, group in zip(((1, 2, 3), (4,)), groups, strict=True) for one in group]
     assert max(token for _, one in flat for token in one.token_ids) < len(tokenizer)
@@ -173,7 +175,7 @@ def test_vllm_is_told_of_the_padding(tmp_path):
     (tmp_path / "weights").mkdir()
     with FakeVLLM(server_model, max_model_len=4096) as server:
         config = VLLMSampling(name="vllm", base_urls=[server.url], weights_dir=str(tmp_path / "weights"))
-        sampler = VLLMSampler(policy, config, SamplingConfig(max_prompt_tokens=8, max_response_tokens=12))
+        sampler = VLLMSampler(LocalTrainer(policy), config, SamplingConfig(max_prompt_tokens=8, max_response_tokens=12))
         (group,) = sampler.sample([[1, 2]], [list(range(40))])
     stop_servers()
     with torch.no_grad():
@@ -192,13 +194,13 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path):
 def test_a_tokenizer_of_another_model_is_named(tmp_path):
     policy = load(save_byte_model(tmp_path / "m", padding=-4))
     sampling = SamplingConfig(max_prompt_tokens=100)
-    check_prompt_tokens(policy, [asked("What is 1?")], sampling, "domain")
+    policy.language.check_prompts([asked("What is 1?")], sampling, "domain")
     with pytest.raises(ConfigError, match=r"domain: .* token id 258, and the model's vocabulary ends at 255"):
-        check_prompt_tokens(policy, [asked(CHAT)], sampling, "domain")
+        policy.language.check_prompts([asked(CHAT)], sampling, "domain")
 
 
 def test_a_context_longer_than_the_models_is_refused(tmp_path):
     policy = load(save_byte_model(tmp_path / "m", max_position_embeddings=64))
-    check_context(policy.model, SamplingConfig(max_prompt_tokens=32, max_response_tokens=32))
+    policy.language.check_context(SamplingConfig(max_prompt_tokens=32, max_response_tokens=32))
     with pytest.raises(ConfigError, match=r"max_prompt_tokens 32 \+ max_response_tokens 33 exceed the 64 positions"):
-        check_context(policy.model, SamplingConfig(max_prompt_tokens=32, max_response_tokens=33))
+        policy.language.check_context(SamplingConfig(max_prompt_tokens=32, max_response_tokens=33))

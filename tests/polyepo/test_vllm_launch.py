@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from polyepo.config import ConfigError, SamplingConfig, VLLMSampling
-from polyepo.policy.warm_start import word_tokenizer
+from polyepo.policy.trainer import LocalTrainer
 from polyepo.samplers import vllm
 from polyepo.samplers.vllm import SamplerError, VLLMSampler
 from tests.polyepo.test_update import tiny_policy
@@ -28,7 +28,6 @@ def make(folder, **environment):
     )
     program.chmod(0o755)
     policy = tiny_policy(dtype=torch.float32)
-    policy.tokenizer = word_tokenizer(["a", "b"])
     launch = {
         "python": str(program),
         "environment": {"FAKE_NOTES": str(folder), **environment},
@@ -36,7 +35,7 @@ def make(folder, **environment):
     }
     config = VLLMSampling(name="vllm", launch=launch)
     sampling = SamplingConfig(max_prompt_tokens=8, max_response_tokens=12)
-    return policy, VLLMSampler(policy, config, sampling)
+    return policy, VLLMSampler(LocalTrainer(policy), config, sampling)
 
 
 @pytest.fixture(autouse=True)

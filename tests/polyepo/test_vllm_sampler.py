@@ -10,6 +10,7 @@ import torch
 
 from polyepo.config import ConfigError, SamplingConfig, VLLMSampling
 from polyepo.policy.model import response_logprobs
+from polyepo.policy.trainer import LocalTrainer
 from polyepo.samplers import vllm
 from polyepo.samplers.vllm import SamplerError, VLLMSampler, WeightsMismatchError
 from tests.polyepo.fake_vllm import FakeVLLM
@@ -45,7 +46,7 @@ def make(policy, urls, folder, sampling=None, **options):
     (folder / "weights").mkdir(exist_ok=True)
     config = VLLMSampling(name="vllm", base_urls=urls, weights_dir=str(folder / "weights"), **options)
     limits = {"max_prompt_tokens": 8, "max_response_tokens": 12, **(sampling or {})}
-    return VLLMSampler(policy, config, SamplingConfig(**limits))
+    return VLLMSampler(LocalTrainer(policy), config, SamplingConfig(**limits))
 
 
 def change(policy):

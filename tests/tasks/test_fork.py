@@ -96,12 +96,12 @@ def test_other_settings_take_effect_after_the_step_and_never_before(root):
     assert responses[0] != responses[1].slice(0, len(responses[0]))
     assert final_weights(made) != final_weights(parent)
     forget()
-    group = policy_at(made, 4).optimizer.param_groups[0]
+    group = policy_at(made, 4).policy.optimizer.param_groups[0]
     assert tuple(group["betas"]) == (0.5, 0.9)
     forget()
     for step in (2, 3):  # the parent's, updated as the parent does
-        mine, theirs = policy_at(made, step), policy_at(parent, step)
-        assert all(map(torch.equal, mine.model.parameters(), theirs.model.parameters()))
+        mine, theirs = (list(policy_at(run, step).policy.model.parameters()) for run in (made, parent))
+        assert all(map(torch.equal, mine, theirs))
 
 
 def test_a_fork_that_was_killed_is_the_same_fork(root, tmp_path):

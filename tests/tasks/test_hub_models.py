@@ -66,7 +66,7 @@ def test_a_run_keeps_the_commit_that_it_began_with(hub, tmp_path):
     run = create_or_resume(root, "run", configured())
     assert open_store(root).run_record("run")["model"] == {"revision": OLD}
     assert run.config.policy.revision == OLD
-    assert policy_at(run, 0).model.config.initializer_range == 0.01
+    assert policy_at(run, 0).policy.model.config.initializer_range == 0.01
     train(run, until=2)
     move(hub, NEW)
     forget()
@@ -74,7 +74,7 @@ def test_a_run_keeps_the_commit_that_it_began_with(hub, tmp_path):
     again = create_or_resume(root, "run", configured())
     assert (again.config.policy.revision, again.config_hash) == (OLD, run.config_hash)
     assert open_store(root).settings_changes("run") == []
-    assert policy_at(again, 0).model.config.initializer_range == 0.01
+    assert policy_at(again, 0).policy.model.config.initializer_range == 0.01
     assert load_decoder(again) is not None
     forget()
     train(again)

@@ -110,14 +110,14 @@ def test_sampled_graded_stored_updated_and_queried(files, tmp_path):
     assert_asked_the_same(run, benchmark)
 
     policies._live.clear()
-    before = [p.detach().clone() for p in policy_at(run, 1).model.parameters()]
-    after = policy_at(run, 2).model.parameters()
+    before = [p.detach().clone() for p in policy_at(run, 1).policy.model.parameters()]
+    after = policy_at(run, 2).policy.model.parameters()
     assert any((a != b).any() for a, b in zip(before, after, strict=True))
 
 
 def assert_asked_the_same(run, benchmark):
     """Training and evaluation put to the model what the problems table says, by one template."""
-    tokenizer = policy_at(run, 2).tokenizer
+    tokenizer = policy_at(run, 2).language.tokenizer
     rows = run.store.read_table(run.key("rollouts", 1, 0)).to_pylist()
     rows += read_evaluation(run, "heldout", 0, EVALS.names) + read_evaluation(run, benchmark.name, 2, EVALS.names)
     asked = [*run.split("train"), *run.split("heldout"), *benchmark.problems]

@@ -58,12 +58,12 @@ def commit_when_both_are_here(self, key, table, **more):
 def apply_otherwise(run, policy, step):
     measured = apply(run, policy, step)
     with torch.no_grad():  # as another kind of device would
-        next(policy.model.parameters()).add_(nudge)
+        next(policy.policy.model.parameters()).add_(nudge)
     return measured
 
 Store.commit_table, tasks.update.apply_update = commit_when_both_are_here, apply_otherwise
 tasks.update.update.fn(root, "run", 1)
-weights = policies.policy_at(open_run(root, "run"), 1).model.state_dict()
+weights = policies.policy_at(open_run(root, "run"), 1).policy.model.state_dict()
 print(hashlib.sha256(b"".join(weights[name].numpy().tobytes() for name in sorted(weights))).hexdigest())
 """
 

@@ -12,7 +12,7 @@ import torch
 from polyepo.advantages import marginal_set_advantages
 from polyepo.config import ConfigError, parse_config
 from polyepo.domains import Polynomial, Verdict
-from polyepo.policy.model import weights_digest
+from polyepo.policy.weights import weights_digest
 from polyepo.schemas import EVALS, TIMING_COLUMNS
 from storage import StoreError, open_store
 from tasks.checkpoint import checkpoint, warm_start
@@ -122,7 +122,7 @@ def test_any_step_is_rebuilt_bit_for_bit(undisturbed):
     live = {}
     for step in (6, 5, 3, 4, 2):
         forget()
-        live[step] = [p.detach().clone() for p in policy_at(run, step).model.parameters()]
+        live[step] = [p.detach().clone() for p in policy_at(run, step).policy.model.parameters()]
     forget()
     saved = policies.load_checkpoint(
         run.store.local_files(run.key("checkpoints", 4)), run.config.policy, run.config.update

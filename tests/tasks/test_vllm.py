@@ -127,7 +127,7 @@ def test_weights_that_are_no_numbers(run):
     policy = policy_at(run, 0)
     forget()
     with torch.no_grad():
-        policy.model.model.norm.weight.fill_(float("nan"))
+        policy.policy.model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(SamplerError, match=r"not finite|not JSON compliant|differ from the trainer's by nan"):
         VLLMSampler(policy, run.config.sampler, run.config.sampling).sample([[3, 4, 5]], [[1, 2]])
 
@@ -137,9 +137,9 @@ def test_a_head_that_stays_as_it_was_is_noticed(run, monkeypatch):
     policy = policy_at(run, 0)
     forget()
     sampler = VLLMSampler(policy, run.config.sampler, run.config.sampling)
-    monkeypatch.setattr(sampler, "_write_weights", policy.model.save_pretrained)
+    monkeypatch.setattr(sampler, "_write_weights", policy.policy.model.save_pretrained)
     with torch.no_grad():
-        policy.model.get_input_embeddings().weight.mul_(1.1)
+        policy.policy.model.get_input_embeddings().weight.mul_(1.1)
     with pytest.raises(WeightsMismatchError, match=r"weights of version 0 .*differ"):
         sampler.sample([[3, 4, 5]], [[1, 2]])
 
