@@ -36,7 +36,7 @@ SHARDS, PROMPTS_PER_SHARD = 16, 8
 
 def serve(ready: Connection, latency_s: float) -> None:
     """Answer every request correctly after a while, until killed."""
-    from tests.polyepo.judges.server import JudgeServer, clusters_of, completion
+    from polyepo.testing.judge_server import JudgeServer, clusters_of, completion
 
     def slow(number: int, body: dict[str, Any]) -> Any:
         answer = completion(clusters_of(body))
@@ -117,7 +117,7 @@ def overlap() -> None:
     from prefect.testing.utilities import prefect_test_harness
 
     import flows.train as train_flow
-    from tests.conftest import small_config
+    from tests.support.config import small_config
 
     real = train_flow.sample
 

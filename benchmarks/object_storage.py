@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.storage.proxy import Proxy
+from tests.support.s3_proxy import Proxy
 
 ROOT = "s3://bucket/x"
 SERVER = "from moto.server import ThreadedMotoServer as S; import time; S('127.0.0.1', 5555).start(); time.sleep(1e6)"
@@ -138,7 +138,7 @@ def measure(root: str, arguments: argparse.Namespace, proxy: Proxy) -> tuple[flo
     from tasks.sample import sample
     from tasks.score import score
     from tasks.update import update
-    from tests.conftest import small_config
+    from tests.support.config import small_config
 
     settings = {"steps": arguments.steps, "checkpoint_every": arguments.checkpoint_every}
     config = parse_config(small_config(**settings, sampling={"shards": arguments.shards})).runs("run")["run"]

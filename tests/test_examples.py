@@ -13,7 +13,7 @@ from polyepo import plugins
 from polyepo.config import load_config
 from polyepo.domains import Problem
 from polyepo.judges import Group
-from tests.tasks.test_stages import start, train
+from tests.support.runs import start, train
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -28,7 +28,7 @@ from tasks.runs.evaluations import HELDOUT, read_evaluation
 from tasks.runs.policies import policy_at
 from tasks.runs.run import create_or_resume, open_run
 from tests.data.make_store import STEPS, arms
-from tests.tasks.test_stages import forget, train
+from tests.support.runs import forget, train
 
 ARCHIVES = sorted((Path(__file__).parent / "data").glob("store-v*.tar.xz"))
 RUNS = ["graded", "old-grpo", "old-poly", "rewardless"]

@@ -29,7 +29,7 @@ from tasks.runs.scores import commit_scores
 from tasks.sample import sample
 from tasks.score import score
 from tasks.update import update
-from tests.conftest import small_config
+from tests.support.config import small_config
 
 STEPS = 3
 """Of 4 that the runs are configured for, so that they can be resumed."""

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from flows.services import processes, servers, work_pools
-from tests.conftest import small_config
-from tests.flows.conftest import BIN, PROJECT, free_port, left_behind, until
+from tests.support.config import small_config
+from tests.support.processes import BIN, PROJECT, free_port, left_behind, until
 
 COMPOSE = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]

@@ -10,7 +10,7 @@ from polyepo.schemas import EVALS
 from tasks.runs.benchmarks import heldout
 from tasks.runs.evaluations import HELDOUT, read_evaluation
 from tasks.runs.requests import check_evaluation
-from tests.flows.conftest import STEPS, finish, start
+from tests.support.processes import STEPS, finish, start
 
 pytestmark = pytest.mark.slow
 

@@ -15,8 +15,7 @@ import yaml
 from flows.experiment import compare_arms
 from flows.views.summary import summarize
 from polyepo.experiment import load_experiment
-from tests.conftest import small_config
-from tests.polyepo.test_experiment import ARMS
+from tests.support.config import ARMS, small_config
 
 pytestmark = pytest.mark.slow
 

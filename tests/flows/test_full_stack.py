@@ -15,9 +15,9 @@ import storage
 from flows.services.processes import StackError
 from flows.services.servers import postgres_programs
 from tasks.runs.run import open_run
-from tests.conftest import small_config
-from tests.flows.conftest import BIN, PROJECT, free_port, left_behind, until
-from tests.tasks.test_stages import final_weights
+from tests.support.config import small_config
+from tests.support.processes import BIN, PROJECT, free_port, left_behind, until
+from tests.support.runs import final_weights
 
 pytestmark = pytest.mark.slow
 

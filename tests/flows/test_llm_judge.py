@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from polyepo.config import load_judge
-from tests.conftest import small_config
-from tests.flows.conftest import finish, start
-from tests.polyepo.judges.server import JudgeServer, clusters_of, completion, error
+from polyepo.testing.judge_server import JudgeServer, clusters_of, completion, error
+from tests.support.config import small_config
+from tests.support.processes import finish, start
 
 pytestmark = pytest.mark.slow
 

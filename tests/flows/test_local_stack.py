@@ -15,7 +15,7 @@ from rich.console import Console
 
 from flows import follow
 from flows.services import local_stack, processes
-from tests.flows.conftest import PROJECT, free_port, until
+from tests.support.processes import PROJECT, free_port, until
 
 pytestmark = pytest.mark.slow
 

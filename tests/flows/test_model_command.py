@@ -12,9 +12,9 @@ from polyepo.config import parse_config
 from tasks.checkpoint import checkpoint
 from tasks.runs.exporting import export_policy
 from tasks.runs.policies import policy_at, rebuild
-from tests.byte_model import byte_tokenizer, save_byte_model
-from tests.conftest import small_config
-from tests.tasks.test_stages import start, train
+from tests.support.byte_model import byte_tokenizer, save_byte_model
+from tests.support.config import small_config
+from tests.support.runs import start, train
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from flows.cli import app
 from storage.s3 import S3Files
 from tasks.runs.run import open_run
-from tests.flows.conftest import STEPS, finish, start, start_flow
-from tests.storage.proxy import Proxy
-from tests.tasks.test_stages import final_weights, tables
+from tests.support.processes import STEPS, finish, start, start_flow
+from tests.support.runs import final_weights, tables
+from tests.support.s3_proxy import Proxy
 
 pytestmark = pytest.mark.slow
 CANARY = "canary-7d41c2"

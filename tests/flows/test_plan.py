@@ -33,8 +33,8 @@ from polyepo.policy.warm_start import word_tokenizer
 from storage import open_store
 from tasks.evaluate import evaluate
 from tasks.runs.evaluations import evaluated_steps, parts, read_evaluation
-from tests.conftest import small_config
-from tests.tasks.test_stages import start, train
+from tests.support.config import small_config
+from tests.support.runs import start, train
 
 LLM = {
     "name": "llm",

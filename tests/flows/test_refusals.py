@@ -13,7 +13,7 @@ from flows.cli import app
 from flows.services import local_stack
 from storage import open_store
 from tasks.runs.preflight import check, describe, prepare
-from tests.conftest import small_config
+from tests.support.config import small_config
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -23,9 +23,9 @@ from tasks.evaluate import evaluate
 from tasks.runs.evaluations import evaluation_due, read_evaluation
 from tasks.runs.groups import Arm
 from tasks.runs.labels import commit_labels
-from tests.conftest import small_config
-from tests.polyepo.test_report import payload
-from tests.tasks.test_stages import start, train
+from tests.support.config import small_config
+from tests.support.pages import payload
+from tests.support.runs import start, train
 
 STEPS = 5
 

@@ -9,7 +9,7 @@ from flows.views.report import write_report
 from polyepo.report import Prompt, render
 from polyepo.report.page import MAX_CHARACTERS
 from tests.flows.test_report import root  # noqa: F401 - a fixture
-from tests.polyepo.test_report import HOSTILE, report, response
+from tests.support.pages import HOSTILE, report, response
 
 pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

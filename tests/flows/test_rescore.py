@@ -20,7 +20,7 @@ from polyepo.metrics import adjusted_rand_index, rank_correlation
 from polyepo.scoring import SetScoring, scoring_id
 from tasks.replay import counterfactual, replay_policy
 from tasks.runs.choices import choose_scoring, choose_steps, choose_verifier
-from tests.flows.conftest import STEPS, finish, kill_at, start
+from tests.support.processes import STEPS, finish, kill_at, start
 
 pytestmark = pytest.mark.slow
 

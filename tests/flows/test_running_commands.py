@@ -7,11 +7,12 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.services import local_stack
+from polyepo.config import parse_config
 from tasks.checkpoint import checkpoint
 from tasks.evaluate import evaluate
-from tests.conftest import small_config
-from tests.flows.conftest import PROJECT, free_port
-from tests.tasks.test_stages import parse_config, start, train
+from tests.support.config import small_config
+from tests.support.processes import PROJECT, free_port
+from tests.support.runs import start, train
 
 pytestmark = pytest.mark.slow
 

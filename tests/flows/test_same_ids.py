@@ -23,9 +23,9 @@ from tasks.runs.benchmarks import benchmark_name
 from tasks.runs.evaluating import add_benchmark, evaluate_missing
 from tasks.runs.models import warm_start_digest
 from tasks.runs.preflight import describe, prepare
-from tests.byte_model import save_byte_model
-from tests.conftest import small_config
-from tests.tasks.test_stages import start, train
+from tests.support.byte_model import save_byte_model
+from tests.support.config import small_config
+from tests.support.runs import start, train
 
 
 def write(path, problems):

@@ -11,7 +11,7 @@ from flows.cli import app
 from flows.services import local_stack
 from polyepo.schemas import LABELS, ROLLOUTS, SCORES
 from storage import Store
-from tests.storage.test_catalog import PROMPTLESS, commit, label_of, make_root, pick, rows_of, simple
+from tests.support.artifacts import PROMPTLESS, commit, label_of, make_root, pick, rows_of, simple
 
 HOSTILE = "\x1b[2J\x1b[31mred\x1b[0m [bold]markup[/bold] \u202eesrever\u202c \x07 line\nbreak"
 

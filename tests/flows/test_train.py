@@ -10,9 +10,9 @@ import yaml
 
 from flows.views.summary import markdown, summarize
 from tasks.runs.run import open_run
-from tests.conftest import small_config
-from tests.flows.conftest import STEPS, finish, kill_at, start, start_flow
-from tests.tasks.test_stages import final_weights, tables
+from tests.support.config import small_config
+from tests.support.processes import STEPS, finish, kill_at, start, start_flow
+from tests.support.runs import final_weights, tables
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from polyepo.schemas import ROLLOUTS
 from tasks.judge import judge
 from tasks.sample import sample
 from tasks.score import score
-from tests.tasks.test_stages import start, train
+from tests.support.runs import start, train
 
 
 def test_sparkline():

@@ -19,7 +19,7 @@ from polyepo.config import (
 )
 from polyepo.domains import Maths
 from polyepo.section import digest
-from tests.conftest import small_config
+from tests.support.config import small_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 

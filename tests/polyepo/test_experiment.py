@@ -12,9 +12,7 @@ from flows.experiment import Comparison, markdown
 from polyepo.config import ConfigError, load_config
 from polyepo.experiment import load_experiment
 from polyepo.metrics import t_interval
-from tests.conftest import small_config
-
-ARMS = {"grpo": {"scoring": {"method": "grpo"}}, "poly": {"scoring": {"method": "poly_epo", "set_size": 2}}}
+from tests.support.config import ARMS, small_config
 
 
 def write(tmp_path, base=None, **experiment):

@@ -12,7 +12,7 @@ from polyepo.config import load_config, parse_config
 from polyepo.findings import RECENT, HeldOut, Severity, training_findings
 from polyepo.metrics import sign_flips
 from polyepo.objectives import Polychromic
-from tests.conftest import small_config
+from tests.support.config import small_config
 
 REAL = Path(__file__).with_name("data") / "quickstart_updates.jsonl"
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"

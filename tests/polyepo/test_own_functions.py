@@ -13,7 +13,7 @@ from polyepo import plugins
 from polyepo.config import ConfigError, load_config
 from polyepo.judges import Group
 from polyepo.plugins import MissingCodeError
-from tests.conftest import small_config
+from tests.support.config import small_config
 
 CODE = """
 def score(problem, response):

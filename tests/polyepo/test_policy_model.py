@@ -17,8 +17,8 @@ from polyepo.policy.trainer import LocalTrainer
 from polyepo.policy.update import Batch, update
 from polyepo.samplers.transformers import TransformersSampler
 from polyepo.samplers.vllm import VLLMSampler, stop_servers
-from tests.byte_model import byte_tokenizer, save_byte_model
-from tests.polyepo.fake_vllm import FakeVLLM
+from polyepo.testing.vllm_server import FakeVLLM
+from tests.support.byte_model import byte_tokenizer, save_byte_model
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 1 + 1?"}]
 

@@ -7,7 +7,7 @@ import torch
 from polyepo.config import SamplingConfig
 from polyepo.policy.model import response_logprobs
 from polyepo.samplers.transformers import TransformersSampler
-from tests.polyepo.test_update import VOCABULARY, tiny_policy
+from tests.support.tiny_policy import VOCABULARY, tiny_policy
 
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 2]]
 

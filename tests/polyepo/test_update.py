@@ -8,29 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from polyepo.config import SamplingConfig, UpdateConfig
-from polyepo.policy.language import Language
 from polyepo.policy.loss import surrogate_loss, token_weights
-from polyepo.policy.model import Policy, micro_batches
+from polyepo.policy.model import micro_batches
 from polyepo.policy.update import Batch, NonFiniteError, update
-from polyepo.policy.warm_start import word_tokenizer
-
-VOCABULARY = 11
-
-
-def tiny_policy(lr=1e-2, dtype=torch.float64):
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=2, max_position_embeddings=64,
-        )
-    ).to(dtype).eval()  # fmt: skip
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
-    return Policy(model, Language(word_tokenizer(list("abcdefgh")), model.config, frozenset({1})), optimizer)
+from tests.support.tiny_policy import VOCABULARY, tiny_policy
 
 
 def random_batch(seed, num_problems=4, num_responses=3, zero_problem=True):

@@ -14,17 +14,15 @@ from polyepo.config import ConfigError, SamplingConfig, VLLMSampling
 from polyepo.policy.trainer import LocalTrainer
 from polyepo.samplers import vllm
 from polyepo.samplers.vllm import SamplerError, VLLMSampler
-from tests.polyepo.test_update import tiny_policy
-from tests.polyepo.test_vllm_sampler import PROMPTS, SEEDS, check
-
-PROJECT = Path(__file__).parents[2]
+from tests.support.processes import PROJECT, is_running, wait_until_gone
+from tests.support.tiny_policy import PROMPTS, SEEDS, check, tiny_policy
 
 
 def make(folder, **environment):
     """A sampler whose server is a program of ours that calls itself Python."""
     program = folder / "python"
     program.write_text(
-        f'#!/bin/sh\nexport PYTHONPATH="{PROJECT}"\nexec "{sys.executable}" -m tests.polyepo.fake_vllm "$@"\n'
+        f'#!/bin/sh\nexport PYTHONPATH="{PROJECT}"\nexec "{sys.executable}" -m tests.support.launched_vllm "$@"\n'
     )
     program.chmod(0o755)
     policy = tiny_policy(dtype=torch.float32)
@@ -48,22 +46,6 @@ def servers(folder):
     """Process ids of the servers that were started, and the folders of their models."""
     lines = [line.split() for line in (folder / "servers").read_text().splitlines()]
     return [int(pid) for pid, _ in lines], [Path(model) for _, model in lines]
-
-
-def wait_until_gone(pids):
-    for _ in range(3000):
-        if not any(is_running(pid) for pid in pids):
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"still there: {pids}")
-
-
-def is_running(pid):
-    """Whether a process runs; one that only waits for its parent's notice does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.slow
@@ -132,7 +114,7 @@ def test_a_python_that_is_not_there(tmp_path):
     launch = {"python": str(tmp_path / "nowhere/python")}
     with pytest.raises(ConfigError, match=r"launch.python '.*nowhere/python' is no program.*make vllm-cpu"):
         VLLMSampler(
-            tiny_policy(),
+            LocalTrainer(tiny_policy()),
             VLLMSampling(name="vllm", launch=launch),
             SamplingConfig(max_prompt_tokens=8, max_response_tokens=8),
         )

@@ -4,20 +4,15 @@ import copy
 import logging
 import time
 
-import numpy as np
 import pytest
 import torch
 
 from polyepo.config import ConfigError, SamplingConfig, VLLMSampling
-from polyepo.policy.model import response_logprobs
 from polyepo.policy.trainer import LocalTrainer
 from polyepo.samplers import vllm
 from polyepo.samplers.vllm import SamplerError, VLLMSampler, WeightsMismatchError
-from tests.polyepo.fake_vllm import FakeVLLM
-from tests.polyepo.test_update import tiny_policy
-
-PROMPTS = [[3 + p % 5, 2 + p % 7, 2 + p % 3] for p in range(10)]
-SEEDS = [[100 * p + i for i in range(3)] for p in range(10)]
+from polyepo.testing.vllm_server import FakeVLLM
+from tests.support.tiny_policy import PROMPTS, SEEDS, check, tiny_policy
 
 
 @pytest.fixture(autouse=True)
@@ -54,17 +49,6 @@ def change(policy):
         for parameter in policy.model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     policy.version += 1
-
-
-def check(policy, groups, temperature=1.0):
-    """The samples are the policy's: as many as asked for, ended as they should, with its log-probabilities."""
-    assert [len(group) for group in groups] == [3] * len(PROMPTS)
-    for prompt, group in zip(PROMPTS, groups, strict=True):
-        for one in group:
-            with torch.no_grad():
-                ours, _, _ = response_logprobs(policy.model, [prompt], [one.token_ids], temperature)
-            np.testing.assert_allclose(one.logprobs, ours[0].numpy(), atol=1e-5)
-            assert (one.token_ids[-1] == 1) == (one.finish_reason == "stop")
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

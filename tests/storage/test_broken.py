@@ -8,7 +8,7 @@ import pytest
 
 from storage import Catalog, CorruptArtifactError, Store, connect, rows
 from storage.verify import verify_run
-from tests.storage.test_catalog import ask, make_root, simple
+from tests.support.artifacts import ask, make_root, simple
 
 STEPS = [[[simple(), simple(1)]], [[simple(2)]]]
 

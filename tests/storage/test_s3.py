@@ -20,8 +20,8 @@ from storage import ArtifactKey, Catalog, Store, StoreError
 from storage import s3 as storage_s3
 from storage.gc import find_garbage
 from storage.verify import manifests, verify_run
-from tests.storage.proxy import Proxy
 from tests.storage.test_store import KEY, PROVENANCE, commit, labels
+from tests.support.s3_proxy import Proxy
 
 pytestmark = pytest.mark.slow
 FAULTS = ["InternalError", "SlowDown", "ConditionalRequestConflict", "unsent", "lost", "cut"]

@@ -13,7 +13,7 @@ from polyepo.schemas import LABELS
 from storage import ArtifactKey, Provenance, Store
 from storage.gc import find_garbage, remove_garbage
 from storage.verify import manifests, verify_run
-from tests.storage.test_catalog import make_root, simple
+from tests.support.artifacts import make_root, simple
 
 PROVENANCE = Provenance("hash", "test")
 

@@ -6,7 +6,7 @@ from polyepo.config import ConfigError, parse_config
 from polyepo.scoring import GRPOScoring, SetScoring
 from tasks.runs.choices import choose_scoring
 from tasks.runs.run import Run
-from tests.conftest import small_config
+from tests.support.config import small_config
 
 PENALTY = {"buffer_tokens": 4, "factor": 2.0}
 

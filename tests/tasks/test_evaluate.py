@@ -27,8 +27,8 @@ from tasks.runs.evaluations import (
     parts,
     read_evaluation,
 )
-from tests.conftest import small_config
-from tests.tasks.test_stages import forget, start
+from tests.support.config import small_config
+from tests.support.runs import forget, start
 
 
 def extend(run, num_samples, benchmark=None, judge=None):

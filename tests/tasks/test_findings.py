@@ -13,8 +13,8 @@ from flows.views.watch import Watched, view
 from polyepo.config import parse_config
 from polyepo.findings import Severity
 from tasks.evaluate import evaluate
-from tests.conftest import small_config
-from tests.tasks.test_stages import start, train
+from tests.support.config import small_config
+from tests.support.runs import start, train
 
 
 def run_of(root, steps=4, **changes):

@@ -27,8 +27,8 @@ from tasks.runs.run import RunExistsError, checkpoint_due, create_or_resume, ope
 from tasks.sample import sample
 from tasks.score import score
 from tasks.update import update
-from tests.conftest import small_config
-from tests.tasks.test_stages import final_weights, forget, start, tables, train
+from tests.support.config import small_config
+from tests.support.runs import final_weights, forget, start, tables, train
 
 STEPS = 6  # with checkpoints after the steps 4 and 6
 

@@ -12,8 +12,8 @@ from tasks.evaluate import evaluate
 from tasks.runs.groups import members
 from tasks.runs.preflight import check, describe, prepare
 from tasks.runs.run import RunExistsError, open_run
-from tests.conftest import small_config
-from tests.tasks.test_stages import start
+from tests.support.config import small_config
+from tests.support.runs import start
 
 ARMS = {"b": {"scoring": {"method": "grpo"}}, "a": {}, "2-c": {"seed": 3}}
 

@@ -14,8 +14,8 @@ from tasks.runs.policies import policy_at
 from tasks.runs.preflight import check, describe
 from tasks.runs.replaying import replay_policy
 from tasks.runs.run import RunExistsError, create_or_resume, open_run
-from tests.conftest import small_config
-from tests.tasks.test_stages import forget, start, train
+from tests.support.config import small_config
+from tests.support.runs import forget, start, train
 
 MODEL = "somebody/small"
 OLD, NEW, TAGGED = "a" * 40, "b" * 40, "c" * 40

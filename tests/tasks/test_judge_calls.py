@@ -17,6 +17,7 @@ from polyepo.config import parse_config
 from polyepo.judges.llm import client as client_module
 from polyepo.judges.llm.limits import JudgeError
 from polyepo.schemas import JUDGE_CALLS, ROLLOUTS, TABLES
+from polyepo.testing.judge_server import JudgeServer, clusters_of, completion, error
 from storage.catalog import connect
 from tasks.judge import judge
 from tasks.runs import calls as calls_module
@@ -24,8 +25,7 @@ from tasks.runs.labels import MissingLabelsError, commit_labels, estimate_labels
 from tasks.runs.run import create_or_resume, open_run
 from tasks.runs.scores import cluster_matrix
 from tasks.score import score
-from tests.conftest import small_config
-from tests.polyepo.judges.server import JudgeServer, clusters_of, completion, error
+from tests.support.config import small_config
 
 CANARY = "sk-canary-0123456789abcdef"
 

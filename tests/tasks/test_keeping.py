@@ -16,8 +16,8 @@ from tasks.runs.exporting import export_policy
 from tasks.runs.keeping import remove_old_checkpoints
 from tasks.runs.replaying import replay_policy
 from tasks.runs.run import create_or_resume, open_run
-from tests.conftest import small_config
-from tests.tasks.test_stages import forget, start, train
+from tests.support.config import small_config
+from tests.support.runs import forget, start, train
 
 STEPS = 6
 

@@ -19,8 +19,8 @@ from tasks.runs.preflight import Training, accept_changed_code, check
 from tasks.runs.record import RunExistsError
 from tasks.runs.requests import check_evaluation, check_rescoring
 from tasks.runs.run import create_or_resume, open_run
-from tests.conftest import small_config
-from tests.tasks.test_stages import start, train
+from tests.support.config import small_config
+from tests.support.runs import start, train
 
 CODE = """
 from __future__ import annotations

@@ -23,8 +23,8 @@ from tasks.runs.evaluating import commit_samples, evaluate_missing
 from tasks.runs.evaluations import HELDOUT, missing_samples, parts, plan_evaluation, read_evaluation, shard_key
 from tasks.sample import sample
 from tasks.score import score
-from tests.conftest import small_config
-from tests.tasks.test_stages import start
+from tests.support.config import small_config
+from tests.support.runs import start
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,8 @@ from tasks.evaluate import evaluate
 from tasks.runs.evaluations import read_evaluation
 from tasks.runs.preflight import check, check_here, describe, prepare
 from tasks.runs.run import RunExistsError, create_or_resume, open_run
-from tests.conftest import small_config
-from tests.tasks.test_stages import final_weights, forget, start, train
+from tests.support.config import small_config
+from tests.support.runs import final_weights, forget, start, train
 
 SERVED = {"name": "vllm", "base_urls": ["http://a:1"], "weights_dir": "w"}
 JUDGE = {"name": "llm", "model": "m", "base_url": "http://127.0.0.1:1/v1", "price_per_million_input": 1.0,

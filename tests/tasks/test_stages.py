@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,66 +11,22 @@ import torch
 from polyepo.advantages import marginal_set_advantages
 from polyepo.config import ConfigError, parse_config
 from polyepo.domains import Polynomial, Verdict
-from polyepo.policy.weights import weights_digest
-from polyepo.schemas import EVALS, TIMING_COLUMNS
+from polyepo.policy.checkpoint import load_checkpoint
+from polyepo.schemas import EVALS
 from storage import StoreError, open_store
-from tasks.checkpoint import checkpoint, warm_start
 from tasks.evaluate import evaluate
 from tasks.judge import judge
 from tasks.runs import policies as policies
 from tasks.runs.choices import choose_scoring
 from tasks.runs.evaluations import read_evaluation
-from tasks.runs.models import warm_start_digest
-from tasks.runs.policies import ReplayError, check_prompts, policy_at
-from tasks.runs.run import RunExistsError, checkpoint_due, create_or_resume
+from tasks.runs.policies import ReplayError, policy_at
+from tasks.runs.run import RunExistsError, create_or_resume
 from tasks.runs.scores import commit_scores
 from tasks.sample import sample
 from tasks.score import score
 from tasks.update import update
-from tests.conftest import small_config
-
-_models: list[Path] = []
-
-
-def start(root, config=None, name="run", arm=None):
-    """A run that is ready to train; the warm start, the same for all tests here, is trained once and copied."""
-    config = config or parse_config(small_config()).runs(name)[name]
-    if _models and not (Path(root) / "models").exists():
-        shutil.copytree(_models[0], Path(root) / "models")
-    warm_start.fn(root, config, warm_start_digest(config))
-    if config.policy.warm_start:
-        _models.append(Path(root) / "models")
-    run = create_or_resume(root, name, config, arm)
-    check_prompts(run)
-    return run
-
-
-def train(run, until=None):
-    for step in range(1, (until or run.config.steps) + 1):
-        for shard in range(run.config.sampling.shards):
-            sample.fn(run.store.root, run.name, step, shard)
-            judge.fn(run.store.root, run.name, step, shard)
-        score.fn(run.store.root, run.name, step)
-        update.fn(run.store.root, run.name, step)
-        if checkpoint_due(run, step):
-            checkpoint.fn(run.store.root, run.name, step)
-
-
-def forget():
-    """What a new process knows: nothing."""
-    policies._live.clear()
-
-
-def tables(run, until):
-    """Every committed table's content, without the columns that say how long something took."""
-    found = {}
-    shards = range(run.config.sampling.shards)
-    for step in range(1, until + 1):
-        keys = [run.key("rollouts", step, s) for s in shards] + [run.labels_key(step, s) for s in shards]
-        for key in [*keys, run.scores_key(step), run.key("updates", step)]:
-            table = run.store.read_table(key, verify=True)
-            found[key.path] = table.drop_columns([c for c in table.column_names if c in TIMING_COLUMNS])
-    return found
+from tests.support.config import small_config
+from tests.support.runs import final_weights, forget, start, tables, train
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +34,6 @@ def undisturbed(tmp_path_factory):
     run = start(str(tmp_path_factory.mktemp("undisturbed")))
     train(run)
     return run
-
-
-def final_weights(run):
-    return weights_digest(run.store.local_files(run.key("checkpoints", run.config.steps)))
 
 
 def test_every_stage_is_committed_with_its_lineage(undisturbed):
@@ -124,9 +75,7 @@ def test_any_step_is_rebuilt_bit_for_bit(undisturbed):
         forget()
         live[step] = [p.detach().clone() for p in policy_at(run, step).policy.model.parameters()]
     forget()
-    saved = policies.load_checkpoint(
-        run.store.local_files(run.key("checkpoints", 4)), run.config.policy, run.config.update
-    )
+    saved = load_checkpoint(run.store.local_files(run.key("checkpoints", 4)), run.config.policy, run.config.update)
     assert all(torch.equal(a, b) for a, b in zip(live[4], saved.model.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(live[5], live[6], strict=True))
 

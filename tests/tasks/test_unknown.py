@@ -29,8 +29,8 @@ from tasks.runs.scores import UngradedError, commit_scores
 from tasks.sample import sample
 from tasks.score import score
 from tasks.update import update
-from tests.conftest import small_config
-from tests.tasks.test_stages import start, train
+from tests.support.config import small_config
+from tests.support.runs import start, train
 
 
 def ungraded_where(monkeypatch, fails):

@@ -17,11 +17,11 @@ from tasks.evaluate import evaluate
 from tasks.runs.policies import policy_at
 from tasks.runs.run import create_or_resume
 from tasks.sample import sample
-from tests.byte_model import byte_tokenizer, save_byte_model
-from tests.conftest import small_config
-from tests.polyepo.test_vllm_launch import PROJECT, wait_until_gone
-from tests.tasks.test_maths import config_of, own_files
-from tests.tasks.test_stages import forget, start, train
+from tests.support.byte_model import byte_tokenizer, save_byte_model
+from tests.support.config import small_config
+from tests.support.maths import config_of, own_files
+from tests.support.processes import PROJECT, wait_until_gone
+from tests.support.runs import forget, start, train
 
 PYTHON = os.environ.get("POLYEPO_TEST_VLLM_PYTHON")
 pytestmark = [

@@ -19,7 +19,7 @@ from polyepo.domains import Multiplication, Polynomial
 from polyepo.judges import AnswerJudge, LLMJudge, ProgramJudge, TextJudge
 from polyepo.judges.base import Judge, Label
 from polyepo.judges.bench import domain_suite, human_suite, measure
-from tests.polyepo.judges.server import Answer, JudgeServer, clusters_of, completion, error
+from polyepo.testing.judge_server import Answer, JudgeServer, clusters_of, completion, error
 
 
 class Neighbours(Judge):

@@ -9,72 +9,25 @@ from email.utils import formatdate
 
 import pytest
 
-from polyepo.domains import Polynomial, Problem
-from polyepo.judges import CallLog, Group
 from polyepo.judges.llm import client as client_module
 from polyepo.judges.llm.judge import LLMJudge
 from polyepo.judges.llm.limits import JudgeError, RateLimit
 from polyepo.judges.llm.prompt import neutralise, shorten
-from tests.polyepo.judges.attacks import ATTACKS
-from tests.polyepo.judges.server import Answer, JudgeServer, clusters_of, completion, error, items
-
-CANARY = "sk-canary-0123456789abcdef"
-DOMAIN = Polynomial()
-TEXTS = ["add 1", "double 2", "add 3", ""]
-
-
-class Log(CallLog):
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def record(self, call):
-        super().record(call)
-        self.calls.append(call)
-
-    def earlier(self, request_sha256):
-        return [call for call in self.calls if call.request_sha256 == request_sha256]
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(client_module, "_FIRST_BACKOFF_S", 0.001)
-    monkeypatch.setenv("CANARY_KEY", CANARY)
-
-
-def group(texts=TEXTS, number=0):
-    return Group(Problem(problem_id=f"p{number}", domain="maths", prompt=f"problem {number}"), texts)
-
-
-def judge_of(server, **settings):
-    return LLMJudge(**{"model": "m", "base_url": server.url, "api_key_env": "CANARY_KEY", **settings})
-
-
-def run(behave, groups=None, log=None, **settings):
-    """Labels and log of groups judged by a server with this behaviour."""
-    log = log or Log()
-    with JudgeServer(behave) as server:
-        labels = judge_of(server, **settings).label(DOMAIN, groups or [group()], log)
-    return labels, log, server
-
-
-def good(number, body):
-    return completion(clusters_of(body))
-
-
-def once(answer):
-    return lambda number, body: answer if number == 0 else good(number, body)
-
-
-def assert_right(labels, status="ok"):
-    assert [label.cluster for label in labels] == [0, 1, 0, None]
-    assert [label.degenerate for label in labels] == [False, False, False, True]
-    assert {label.status for label in labels} == {status}
-    assert [label.macro_strategy for label in labels] == ["add", "double", "add", None]
-
-
-def assert_missing(labels, status):
-    assert [label[:5] for label in labels] == [(None, False, None, None, status)] * len(TEXTS)
+from polyepo.testing.judge_server import Answer, JudgeServer, clusters_of, completion, error, responses_in
+from tests.support.attacks import ATTACKS
+from tests.support.judging import (
+    CANARY,
+    DOMAIN,
+    TEXTS,
+    Log,
+    assert_missing,
+    assert_right,
+    good,
+    group,
+    judge_of,
+    once,
+    run,
+)
 
 
 def test_a_good_server():
@@ -448,7 +401,7 @@ def test_injections_on_the_wire(attack):
     texts = ["add 1", "double 2", attack]
     labels, _, server = run(good, [group(texts)])
     (body,) = server.bodies
-    seen = dict(items(body))
+    seen = dict(responses_in(body))
     shown = [shorten(neutralise(text), 2048)[0] for text in texts]
     assert sorted(seen.values()) == sorted(shown)
     assert [message["role"] for message in body["messages"]] == ["system", "user"]
@@ -456,7 +409,7 @@ def test_injections_on_the_wire(attack):
     assert sum(text.count(nonce) for text in seen.values()) == 0
     assert body["messages"][1]["content"].count(nonce) == 2 * (len(texts) + 1)
     schema = body["response_format"]["json_schema"]["schema"]
-    assert schema["properties"]["responses"]["items"]["properties"]["id"]["enum"] == [i for i, _ in items(body)]
+    assert schema["properties"]["responses"]["items"]["properties"]["id"]["enum"] == [i for i, _ in responses_in(body)]
     assert labels[0][0].macro_strategy == "add"
     assert labels[0][1].macro_strategy == "double"
     assert labels[0][2].truncated == (len(attack) > 10_000)
@@ -468,7 +421,7 @@ def test_long_groups_are_judged_in_parts_and_merged():
     assert len(server.bodies) > 2
     assert [label.macro_strategy for label in labels[0]] == [text.split()[0] for text in texts]
     assert [label.cluster for label in labels[0]] == [0, 1, 2] * 20
-    seen = [text for body in server.bodies for _, text in items(body)]
+    seen = [text for body in server.bodies for _, text in responses_in(body)]
     assert set(seen) == set(texts)
     refused, _, server = run(good, [group(texts)], context_tokens=8192, max_tokens=1024, overflow="refuse")
     assert {label.status for label in refused[0]} == {"overflow"}

@@ -3,25 +3,9 @@
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from polyepo.judges.llm import client as client_module
 from polyepo.judges.llm.limits import JudgeError
-from tests.polyepo.judges.server import clusters_of, completion, error, items
-from tests.polyepo.judges.test_llm_client import (
-    CANARY,
-    Log,
-    assert_missing,
-    assert_right,
-    good,
-    group,
-    run,
-)
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(client_module, "_FIRST_BACKOFF_S", 0.001)
-    monkeypatch.setenv("CANARY_KEY", CANARY)
-
+from polyepo.testing.judge_server import clusters_of, completion, error, responses_in
+from tests.support.judging import Log, assert_missing, assert_right, good, group, run
 
 TOO_LONG = {
     "OpenAI": (400, "This model's maximum context length is 8192 tokens. However, you requested 9000."),
@@ -63,7 +47,7 @@ def test_what_a_server_refuses_as_too_long_is_split(server):
     status, message = TOO_LONG[server]
 
     def behave(number, body):
-        return error(status, message) if len(items(body)) > 2 else good(number, body)
+        return error(status, message) if len(responses_in(body)) > 2 else good(number, body)
 
     texts = [f"{kind} {n}" for n in range(3) for kind in ("add", "double")]
     log = Log()
@@ -96,8 +80,10 @@ def test_what_cannot_be_split_is_an_overflow_and_is_asked_again():
     labels, _, server = run(lambda n, b: error(400, "context_length_exceeded"), log=log)
     assert_missing(labels[0], "overflow")
     assert len(server.bodies) < 20
-    assert len(items(server.bodies[-1])) == 1
-    labels, _, server = run(lambda n, b: good(n, b) if len(items(b)) <= 3 else error(400, "context size"), log=log)
+    assert len(responses_in(server.bodies[-1])) == 1
+    labels, _, server = run(
+        lambda n, b: good(n, b) if len(responses_in(b)) <= 3 else error(400, "context size"), log=log
+    )
     assert_right(labels[0])
 
 

@@ -2,24 +2,9 @@
 
 import pytest
 
-from polyepo.judges.llm import client as client_module
 from polyepo.judges.llm.limits import JudgeError
-from tests.polyepo.judges.server import Answer, JudgeServer, clusters_of, completion, error
-from tests.polyepo.judges.test_llm_client import (
-    CANARY,
-    DOMAIN,
-    Log,
-    group,
-    judge_of,
-    run,
-)
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(client_module, "_FIRST_BACKOFF_S", 0.001)
-    monkeypatch.setenv("CANARY_KEY", CANARY)
-
+from polyepo.testing.judge_server import Answer, JudgeServer, clusters_of, completion, error
+from tests.support.judging import DOMAIN, Log, group, judge_of, run
 
 PRICES = {"price_per_million_input": 0.0, "price_per_million_output": 1000.0, "max_tokens": 100}
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from polyepo.domains import Problem
 from polyepo.judges.llm.prompt import CUT, default_template, neutralise, render, shorten
-from tests.polyepo.judges.attacks import ATTACKS
+from tests.support.attacks import ATTACKS
 
 PROBLEM = Problem(problem_id="p", domain="maths", prompt="What is 2 + 2?")
 SPECIAL = re.compile(r"<\|?[A-Za-z/!_|\uff5c]|\|>|\[/?[A-Z_]{3,}\]")

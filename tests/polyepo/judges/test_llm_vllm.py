@@ -11,10 +11,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from polyepo.config import VLLMLaunch
 from polyepo.domains import Polynomial, Problem
-from polyepo.judges import CallLog, Group
+from polyepo.judges import Group
 from polyepo.judges.llm.judge import LLMJudge
 from polyepo.samplers.launch import LaunchedServer
-from tests.polyepo.judges.attacks import ATTACKS
+from tests.support.attacks import ATTACKS
+from tests.support.judging import Log
 
 pytestmark = [
     pytest.mark.vllm,
@@ -70,16 +71,6 @@ def model(tmp_path_factory):
         yield f"{server.url}/v1", "judge"
     finally:
         server.stop()
-
-
-class Log(CallLog):
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def record(self, call):
-        super().record(call)
-        self.calls.append(call)
 
 
 @pytest.mark.parametrize("texts", [["x = 1 by guessing", "factor it"], [a for a in ATTACKS if len(a) < 60][:4]])
