@@ -62,7 +62,7 @@ def marginal_set_advantages(
         ValueError: an argument cannot be, all sets are too many to enumerate, or a "sum" overflows float64;
             the message names the argument, its value and what would be right.
     """
-    rewards_PN, clusters_PN, shape = _validated(rewards, clusters)
+    rewards_PN, clusters_PN, shape = validated(rewards, clusters)
     num_responses = rewards_PN.shape[-1]
     _check_count("set_size", set_size, num_responses, f"N = {num_responses}")
     if aggregate not in ("mean", "sum"):
@@ -99,7 +99,7 @@ def grpo_advantages(rewards: ArrayLike) -> Floats:
     Raises:
         ValueError: rewards have no responses, or are not finite.
     """
-    rewards_PN, _, shape = _validated(rewards, np.zeros(np.shape(rewards), dtype=int))
+    rewards_PN, _, shape = validated(rewards, np.zeros(np.shape(rewards), dtype=int))
     return centred(rewards_PN).reshape(shape)
 
 
@@ -117,7 +117,7 @@ def grpo_div_advantages(rewards: ArrayLike, clusters: ArrayLike, weight: float) 
     Raises:
         ValueError: as for `marginal_set_advantages`, or the weight is not finite.
     """
-    rewards_PN, clusters_PN, shape = _validated(rewards, clusters)
+    rewards_PN, clusters_PN, shape = validated(rewards, clusters)
     if not math.isfinite(weight):
         raise ValueError(f"weight must be finite, but is {weight}")
     num_responses = rewards_PN.shape[-1]
@@ -246,7 +246,7 @@ def _check_count(name: str, value: int, largest: int, meaning: str) -> None:
         raise ValueError(f"{name} must lie between 1 and {meaning}, but is {value}")
 
 
-def _validated(rewards: ArrayLike, clusters: ArrayLike) -> tuple[Floats, Ints, tuple[int, ...]]:
+def validated(rewards: ArrayLike, clusters: ArrayLike) -> tuple[Floats, Ints, tuple[int, ...]]:
     """Both as (P, N), and the shape to give back."""
     reward_array, cluster_array = np.asarray(rewards, dtype=np.float64), np.asarray(clusters)
     shape = reward_array.shape

@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from polyepo.objectives import DEGENERATE, Bools, Floats, Ints, num_distinct
-
-THRESHOLD = 0.5
+from polyepo.objectives import DEGENERATE, THRESHOLD, Bools, Floats, Ints, num_distinct
 
 
 def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: ArrayLike) -> Floats:

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import ConfigDict, ValidationError, model_validator
 
 from polyepo import plugins
-from polyepo.objectives import SetObjective
+from polyepo.objectives import BY_NAME, SetObjective
 from polyepo.plugins import Code, Coded, PluginError
 
 
@@ -34,7 +34,7 @@ class OwnObjective(Coded):
         code = plugins.find(value["name"], "objective")
         if code is None and value.get("code") is None:
             raise PluginError(
-                f"objective {value['name']!r} is none of polychromic, pass_at_n, mean_reward "
+                f"objective {value['name']!r} is none of {', '.join(BY_NAME)} "
                 "(a function or class of your own is named FILE.py:NAME)"
             )
         if code is not None and value.get("code") in (None, code.digest):

@@ -16,11 +16,13 @@ from polyepo.advantages import (
 )
 from polyepo.domains import Domain
 from polyepo.judges import Judge
-from polyepo.objectives import Floats, Ints, MeanReward, PassAtN, Polychromic, SetObjective
+from polyepo.objectives import BY_NAME, Floats, Ints, Polychromic, SetObjective
 from polyepo.own_objective import OwnObjective
 from polyepo.section import Operational, Section, digest, results_only
 
-_OBJECTIVES = ("polychromic", "pass_at_n", "mean_reward")
+ObjectiveName = Literal[
+    "polychromic", "distinct_successful", "mean_plus_distinct", "lexicographic", "pass_at_n", "mean_reward"
+]
 
 
 class OverlongPenalty(Section):
@@ -59,7 +61,7 @@ class SetScoring(AnyMethod):
     """Marginal set advantages of a set objective (Poly-EPO)."""
 
     method: Literal["poly_epo"] = "poly_epo"
-    objective: Literal["polychromic", "pass_at_n", "mean_reward"] | OwnObjective = "polychromic"
+    objective: ObjectiveName | OwnObjective = "polychromic"
     """One of ours; or a function or class of your own by reference, `objective.py:score`, with its settings in a
     section if it has any: {name: "objective.py:Score", weight: 2}."""
     require_two_clusters: bool = True
@@ -73,7 +75,7 @@ class SetScoring(AnyMethod):
     @field_validator("objective", mode="before")
     @classmethod
     def _by_reference(cls, objective: Any) -> Any:
-        named = isinstance(objective, str) and objective not in _OBJECTIVES
+        named = isinstance(objective, str) and objective not in BY_NAME
         return {"name": objective} if named else objective
 
     def set_objective(self) -> SetObjective:
@@ -82,7 +84,7 @@ class SetScoring(AnyMethod):
             return self.objective.load()
         if self.objective == "polychromic":
             return Polychromic(self.require_two_clusters)
-        return PassAtN() if self.objective == "pass_at_n" else MeanReward()
+        return BY_NAME[self.objective]()
 
     @property
     def uses_clusters(self) -> bool:

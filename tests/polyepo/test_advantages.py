@@ -18,7 +18,15 @@ from polyepo.advantages import (
     grpo_div_advantages,
     marginal_set_advantages,
 )
-from polyepo.objectives import MeanReward, PassAtN, Polychromic
+from polyepo.objectives import (
+    BY_NAME,
+    DistinctSuccessful,
+    Lexicographic,
+    MeanPlusDistinct,
+    MeanReward,
+    PassAtN,
+    Polychromic,
+)
 
 
 def exact_score(objective, rewards, clusters):
@@ -27,7 +35,19 @@ def exact_score(objective, rewards, clusters):
         return mean
     if isinstance(objective, PassAtN):
         return max(rewards)
-    distinct = len(set(clusters) - {DEGENERATE})
+    strategies = set(clusters) - {DEGENERATE}
+    best = [max(0, *(r for r, c in zip(rewards, clusters, strict=True) if c == k)) for k in strategies]
+    if isinstance(objective, DistinctSuccessful):
+        return sum(best) / Fraction(len(rewards))
+    if isinstance(objective, MeanPlusDistinct):
+        return mean + sum(best) / Fraction(len(rewards))
+    if isinstance(objective, Lexicographic):
+        half = Fraction(1, 2)
+        solved = [b for b in best if b > half]
+        if max(rewards) > half:
+            return 1 + Fraction(len(solved), len(rewards))
+        return Fraction(len(strategies), len(rewards))
+    distinct = len(strategies)
     if objective.require_two_clusters and distinct < 2:
         return Fraction(0)
     return mean * Fraction(distinct, len(rewards))
@@ -44,7 +64,7 @@ def exact_advantages(rewards, clusters, set_size, objective):
     return result
 
 
-OBJECTIVES = [Polychromic(), Polychromic(require_two_clusters=False), PassAtN(), MeanReward()]
+OBJECTIVES = [Polychromic(require_two_clusters=False), *(made() for made in BY_NAME.values())]
 
 
 @st.composite
@@ -111,6 +131,57 @@ def test_published_numbers(rewards, clusters, set_size, switch, expected):
     np.testing.assert_allclose(got, expected, atol=5.1e-5)
 
 
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        (DistinctSuccessful(), [-0.014286] * 4 + [0.121429] + [-0.021429] * 3),
+        (Lexicographic(), [-0.014286] * 4 + [0.121429] + [-0.021429] * 3),
+        (MeanPlusDistinct(), [0.039286] * 4 + [0.175] + [-0.110714] * 3),
+    ],
+)
+def test_numbers_of_objectives_that_pay_for_success(objective, expected):
+    got = marginal_set_advantages([1] * 5 + [0] * 3, [A, A, A, A, B, C, D, E], 4, objective)
+    np.testing.assert_allclose(got, expected, atol=5.1e-7)
+
+
+@settings(max_examples=300, deadline=None)
+@given(prompts(), st.sampled_from([DistinctSuccessful(), MeanPlusDistinct(), Lexicographic()]))
+def test_right_is_never_worth_less_than_wrong(prompt, objective):
+    """No sign flips: what pays for successes alone never pays more for a failure, whatever the clusters."""
+    rewards, clusters, set_size = prompt
+    binary = np.array([float(r > Fraction(1, 2)) for r in rewards])
+    got = marginal_set_advantages(binary, clusters, set_size, objective)
+    if 0 < binary.sum() < len(binary):
+        assert got[binary == 1].min() >= got[binary == 0].max() - 1e-12
+
+
+def test_only_the_lexicographic_objective_has_a_signal_where_everything_fails():
+    failed, clusters = [0.0] * 8, [A, A, A, A, A, B, C, D]
+    assert not marginal_set_advantages(failed, clusters, 4, DistinctSuccessful()).any()
+    assert not marginal_set_advantages(failed, clusters, 4, MeanPlusDistinct()).any()
+    got = marginal_set_advantages(failed, clusters, 4, Lexicographic())
+    assert (got[:5] < 0).all()
+    assert (got[5:] > 0).all()
+    assert not marginal_set_advantages(failed, [DEGENERATE] * 8, 4, Lexicographic()).any()
+
+
+def test_objectives_reduce_to_known_ones():
+    rng = np.random.default_rng(3)
+    rewards, clusters = rng.integers(0, 2, (50, 8)).astype(float), rng.integers(0, 4, (50, 8))
+    np.testing.assert_allclose(
+        marginal_set_advantages(rewards, clusters, 1, DistinctSuccessful()), grpo_advantages(rewards), atol=1e-12
+    )
+    one = np.zeros_like(clusters)
+    for set_size in (2, 4, 7):
+        np.testing.assert_allclose(
+            marginal_set_advantages(rewards, one, set_size, DistinctSuccessful()) * set_size,
+            marginal_set_advantages(rewards, one, set_size, PassAtN()),
+            atol=1e-12,
+            err_msg="one cluster: the best of the set, out of n",
+        )
+    assert not marginal_set_advantages(rewards, clusters, 8, DistinctSuccessful()).any(), "n = N: there is one set"
+
+
 def test_known_zeros_are_exact():
     row = [1] * 5 + [0] * 3
     assert (marginal_set_advantages(row, [A] * 5 + [B, C, D], 4, Polychromic(False)) == 0).all()
@@ -174,7 +245,7 @@ def test_equal_responses_get_the_same_advantage_to_the_bit():
     rewards, clusters = rng.integers(0, 3, 64) / 3, rng.integers(-1, 3, 64)
     for objective in OBJECTIVES:
         got = marginal_set_advantages(rewards, clusters, 7, objective)
-        alike = rewards if isinstance(objective, (PassAtN, MeanReward)) else 10 * clusters + rewards
+        alike = rewards if not getattr(objective, "uses_clusters", True) else 10 * clusters + rewards
         for kind in np.unique(alike):
             assert len(set(got[alike == kind])) == 1
 

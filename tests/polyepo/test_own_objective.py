@@ -93,7 +93,10 @@ def test_ours_are_written_as_ever(scoring):
         ({"name": "mine.py:Scaled", "other": 1}, "cannot be made: TypeError"),
         ({"name": "mine.py:best", "factor": 1}, "is a function, and has no setting 'factor'"),
         ("mine.py:nothing", "has no 'nothing'"),
-        ("polychromatic", "none of polychromic, pass_at_n, mean_reward"),
+        (
+            "polychromatic",
+            "none of polychromic, distinct_successful, mean_plus_distinct, lexicographic, pass_at_n, mean_reward",
+        ),
         ({"factor": 1}, "must be a name, or a mapping"),
     ],
 )
