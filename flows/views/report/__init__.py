@@ -121,7 +121,7 @@ def _facts(runs: Sequence[Run], source: Source) -> list[RunFacts]:
                 label=source.label(run.name),
                 domain=run.config.domain.name,
                 judge=run.config.judge.judge_id,
-                scoring=_scoring(run),
+                scoring=run.config.scoring.title(run.config.sampling.num_responses),
                 seed=run.config.seed,
                 num_responses=run.config.sampling.num_responses,
                 steps=run.config.steps,
@@ -132,15 +132,3 @@ def _facts(runs: Sequence[Run], source: Source) -> list[RunFacts]:
             )
         )
     return facts
-
-
-def _scoring(run: Run) -> str:
-    scoring, size = run.config.scoring, run.config.sampling.num_responses
-    if scoring.method == "grpo":
-        return "GRPO"
-    if scoring.method == "grpo_div":
-        return f"GRPO + {scoring.weight:g} × diversity"
-    ours = {"polychromic": "Poly-EPO", "pass_at_n": "pass@n", "mean_reward": "mean reward"}
-    name = ours.get(scoring.objective_name, scoring.objective_name)
-    sets = "" if scoring.num_sets is None else f", K = {scoring.num_sets} sets"
-    return f"{name}, n = {scoring.set_size} of N = {size}{sets}"
