@@ -72,7 +72,7 @@ class PolicyConfig(Section):
     chat_template_kwargs: dict[str, bool | int | float | str] = Field({}, exclude_if=lambda kwargs: not kwargs)
     """Further variables of the tokenizer's chat template, such as {enable_thinking: false}, for prompts that are chat
     messages."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of the weights that are updated. bfloat16 rounds most updates of a small learning rate away."""
     device: Annotated[str, Operational()] = "auto"
     """A torch device, or "auto": CUDA if there is one, else the CPU. A run may move to another of the same kind."""
@@ -234,6 +234,30 @@ class UpdateConfig(Section):
     """Truncated importance sampling: cap of trainer/sampler probability ratios; off if not given."""
 
 
+class TrainerResources(Section):
+    """The processes that compute the update."""
+
+    processes: int = Field(1, ge=1, le=4096)
+    """The policy is spread over so many (FSDP2), one per GPU; with more than one they are a group that torchrun starts,
+    which lives as long as the run's process."""
+    offload: bool = False
+    """Keep weights and optimizer state in CPU memory, and take them to the GPU layer by layer: slower, for models whose
+    16 bytes a parameter do not fit the GPUs."""
+    logs: str = ".polyepo/trainer"
+    """Folder of the group's logs."""
+
+    @property
+    def in_process(self) -> bool:
+        """Whether the policy is updated in the run's own process."""
+        return self.processes == 1 and not self.offload
+
+
+class Resources(Section):
+    """Where a run computes. It changes no result but by rounding, and may be another whenever a run goes on."""
+
+    trainer: TrainerResources = TrainerResources()
+
+
 class EvaluationConfig(Section):
     """Held-out evaluation before the first step, every `every` steps, and after the last."""
 
@@ -267,6 +291,7 @@ class RunConfig(Section):
     update: UpdateConfig = UpdateConfig()
     evaluation: EvaluationConfig | None = None
     checkpoint_every: Annotated[int, Operational()] = Field(50, ge=1)
+    resources: Annotated[Resources, Operational()] = Field(Resources(), exclude_if=lambda r: r == Resources())
 
     @model_validator(mode="before")
     @classmethod

@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from polyepo.config import ConfigError, PolicyConfig, UpdateConfig
 from polyepo.policy.language import Language, load_language
+from polyepo.policy.ranks import ALONE, Ranks
 from polyepo.policy.source import check_device, check_model_directory, resolve_device
 
 
@@ -28,11 +29,18 @@ class Policy:
     language: Language
     optimizer: torch.optim.Optimizer
     version: int = 0
+    ranks: Ranks = ALONE
+    """The processes that the weights are spread over."""
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device
+
+    @property
+    def logprob_dtype(self) -> torch.dtype:
+        """The type of log-probabilities: float32 also where the model computes in less."""
+        return torch.float64 if self.model.dtype == torch.float64 else torch.float32
 
 
 def limit_threads(num_threads: int | None) -> None:
@@ -47,22 +55,37 @@ def load_policy(source: str | Path, config: PolicyConfig, update: UpdateConfig) 
     Raises:
         ConfigError: the directory or hub id holds no usable model, weights or tokenizer, or there is no such device.
     """
+    check_device(config.device)
+    model, language = load_model(source, config), load_language(source, config)
+    cut_padding(model, language)
+    model = model.to(resolve_device(config.device))
+    return Policy(model, language, make_optimizer(model, update))
+
+
+def load_model(source: str | Path, config: PolicyConfig) -> Any:
+    """A Hugging Face causal language model in CPU memory. Raises ConfigError as `load_policy`."""
     limit_threads(config.num_threads)
     check_model_directory(source)
-    check_device(config.device)
-    language = load_language(source, config)
-    options = {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, config.dtype), **options)
+        model = AutoModelForCausalLM.from_pretrained(source, **loading_options(config))
     except (OSError, ValueError) as error:
         raise ConfigError(f"policy.model {str(source)!r} cannot be loaded: {error}") from error
-    _cut_padding(model, language)
     # eval() for good: dropout in the update would make its log-probabilities differ from the sampler's.
-    model = model.to(resolve_device(config.device)).eval()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=update.lr, betas=update.betas, weight_decay=update.weight_decay
-    )
-    return Policy(model, language, optimizer)
+    return model.eval()
+
+
+def loading_options(config: PolicyConfig) -> dict[str, Any]:
+    """How transformers is to load the model."""
+    return {
+        "dtype": getattr(torch, config.dtype),
+        "trust_remote_code": config.trust_remote_code,
+        "revision": config.revision or "main",
+    }
+
+
+def make_optimizer(model: Any, update: UpdateConfig) -> torch.optim.Optimizer:
+    """AdamW over the model's parameters, without state."""
+    return torch.optim.AdamW(model.parameters(), lr=update.lr, betas=update.betas, weight_decay=update.weight_decay)
 
 
 def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,7 +185,7 @@ def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _cut_padding(model: Any, language: Language) -> None:
+def cut_padding(model: Any, language: Language) -> None:
     """Cut the logits of ids that the tokenizer has no token for.
 
     Vocabularies are padded to round sizes. Cut in the model itself, the padding is out of every softmax: sampling,

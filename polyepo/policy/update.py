@@ -8,12 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from polyepo.config import SamplingConfig, UpdateConfig
 from polyepo.errors import PolyepoError
 from polyepo.policy.loss import surrogate_loss, token_weights
 from polyepo.policy.model import Policy, gradient_checkpointing, micro_batches, response_logprobs
 from polyepo.seeds import derive_seed
+
+# Rows that a rank computes without effect, when it has fewer micro-batches than others.
+_FILLER = np.array([0])
 
 
 class NonFiniteError(PolyepoError, FloatingPointError):
@@ -122,30 +126,40 @@ def update(policy: Policy, batch: Batch, config: UpdateConfig, sampling: Samplin
 
 @torch.no_grad()
 def _old_policy(policy: Policy, batch: Batch, config: UpdateConfig, sampling: SamplingConfig) -> OldPolicy:
-    """Recompute log-probabilities with the trainer's own weights, once: the sampler's differ slightly."""
-    logprobs: list[torch.Tensor] = [torch.empty(0)] * len(batch.responses)
-    importance = list(logprobs)
-    entropy = mismatch = 0.0
-    mismatch_max = importance_max = 0.0
-    for rows in batch.micro_batches(config.micro_batch_tokens):
-        part = batch.select(rows)
+    """Recompute log-probabilities with the trainer's own weights, once: the sampler's differ slightly.
+
+    Each rank computes some rows and has all in the end: another may train on them.
+    """
+    ranks = policy.ranks
+    lengths = [len(response) for response in batch.responses]
+    starts = np.cumsum([0, *lengths])
+    flat = torch.zeros(starts[-1], dtype=policy.logprob_dtype, device=policy.device)
+    entropy = 0.0
+    for rows in ranks.share(batch.micro_batches(config.micro_batch_tokens)):
+        part = batch.select(_FILLER if rows is None else rows)
         logprobs_BR, entropy_BR, mask_BR = response_logprobs(
             policy.model, part.prompts, part.responses, sampling.temperature
         )
-        if not torch.isfinite(logprobs_BR[mask_BR]).all():
-            raise NonFiniteError(f"step {policy.version + 1}: the policy's log-probabilities are not finite")
+        if rows is None:
+            continue
         entropy += float(entropy_BR[mask_BR].double().sum())
         for b, row in enumerate(rows):
-            own = logprobs_BR[b, : len(part.responses[b])]
-            sampler = torch.as_tensor(np.array(part.sampler_logprobs[b]), dtype=own.dtype, device=own.device)
-            difference = own - sampler
-            weight = difference.exp()
-            logprobs[row], importance[row] = own, weight
-            mismatch += float(difference.abs().double().sum())
-            mismatch_max = max(mismatch_max, float(difference.abs().max()))
-            importance_max = max(importance_max, float(weight.max()))
-    num_tokens = sum(map(len, batch.responses))
-    return OldPolicy(logprobs, importance, entropy / num_tokens, mismatch / num_tokens, mismatch_max, importance_max)
+            flat[starts[row] : starts[row + 1]] = logprobs_BR[b, : lengths[row]]
+    (entropy,) = ranks.sum(entropy)
+    logprobs = list(ranks.fill(flat).split(lengths))
+    if not torch.isfinite(flat).all():
+        raise NonFiniteError(f"step {policy.version + 1}: the policy's log-probabilities are not finite")
+    sampler = torch.as_tensor(np.concatenate(batch.sampler_logprobs), dtype=flat.dtype, device=flat.device)
+    difference = flat - sampler
+    weight = difference.exp()
+    return OldPolicy(
+        logprobs,
+        list(weight.split(lengths)),
+        entropy / len(flat),
+        float(difference.abs().double().sum()) / len(flat),
+        float(difference.abs().max()),
+        float(weight.max()),
+    )
 
 
 def _minibatches(batch: Batch, config: UpdateConfig, seed: int) -> list[np.ndarray]:
@@ -179,8 +193,8 @@ def _accumulate_gradients(
     policy.optimizer.zero_grad(set_to_none=True)
     if not len(active):
         return total, clipped, trained
-    for local in batch.select(active).micro_batches(config.micro_batch_tokens):
-        micro_rows = active[local]
+    for local in policy.ranks.share(batch.select(active).micro_batches(config.micro_batch_tokens)):
+        micro_rows = active[_FILLER if local is None else local]
         part = batch.select(micro_rows)
         logprobs_BR, _, mask_BR = response_logprobs(policy.model, part.prompts, part.responses, sampling.temperature)
         pad = torch.nn.utils.rnn.pad_sequence
@@ -199,14 +213,19 @@ def _accumulate_gradients(
         weights_BR = token_weights(
             mask_BR, config.loss_norm, len(minibatch.responses), num_tokens, sampling.max_response_tokens
         )
+        if local is None:
+            mask_BR, weights_BR = torch.zeros_like(mask_BR), torch.zeros_like(weights_BR)
         loss = (losses_BR.double() * weights_BR).sum()
-        if not torch.isfinite(loss):
-            raise NonFiniteError(f"step {policy.version + 1}: loss is {float(loss)}; the weights were not updated")
-        loss.backward()
+        # FSDP averages the ranks' gradients, and the weights divide by the whole minibatch already.
+        (loss * policy.ranks.size).backward()
         total += float(loss.detach())
         clipped += float((clipped_BR & mask_BR).sum())
         trained += int(mask_BR.sum())
-    return total, clipped, trained
+    loss_sum, clipped_sum, trained_sum = policy.ranks.sum(total, clipped, trained)
+    if not math.isfinite(loss_sum):
+        policy.optimizer.zero_grad(set_to_none=True)
+        raise NonFiniteError(f"step {policy.version + 1}: loss is {loss_sum}; the weights were not updated")
+    return loss_sum, clipped_sum, int(trained_sum)
 
 
 def _problems_without_signal(batch: Batch) -> set[str]:
@@ -220,7 +239,8 @@ def _optimizer_step(policy: Policy, max_grad_norm: float, loss: float) -> float:
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    total_norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    norm = float(total_norm.full_tensor() if isinstance(total_norm, DTensor) else total_norm)
     if not math.isfinite(norm):
         policy.optimizer.zero_grad(set_to_none=True)
         raise NonFiniteError(
@@ -229,3 +249,26 @@ def _optimizer_step(policy: Policy, max_grad_norm: float, loss: float) -> float:
     policy.optimizer.step()
     policy.optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+@torch.no_grad()
+def compute_logprobs(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    temperature: float,
+    micro_batch_tokens: int,
+) -> list[np.ndarray]:
+    """Of each response, the log-probabilities of its tokens under softmax(logits / temperature)."""
+    lengths = [len(response) for response in responses]
+    starts = np.cumsum([0, *lengths])
+    flat = torch.zeros(starts[-1], dtype=policy.logprob_dtype, device=policy.device)
+    pairs = [(len(p), len(r)) for p, r in zip(prompts, responses, strict=True)]
+    for rows in policy.ranks.share(micro_batches(pairs, micro_batch_tokens)):
+        chosen = _FILLER if rows is None else rows
+        logprobs_BR, _, _ = response_logprobs(
+            policy.model, [prompts[r] for r in chosen], [responses[r] for r in chosen], temperature
+        )
+        for b, row in enumerate([] if rows is None else rows):
+            flat[starts[row] : starts[row + 1]] = logprobs_BR[b, : lengths[row]]
+    return [part.cpu().numpy() for part in policy.ranks.fill(flat).split(lengths)]
