@@ -132,7 +132,7 @@ def test_a_python_that_is_not_there(tmp_path):
     launch = {"python": str(tmp_path / "nowhere/python")}
     with pytest.raises(ConfigError, match=r"launch.python '.*nowhere/python' is no program.*make vllm-cpu"):
         VLLMSampler(
-            tiny_policy(),
+            LocalTrainer(tiny_policy()),
             VLLMSampling(name="vllm", launch=launch),
             SamplingConfig(max_prompt_tokens=8, max_response_tokens=8),
         )

@@ -12,6 +12,7 @@ import torch
 from polyepo.advantages import marginal_set_advantages
 from polyepo.config import ConfigError, parse_config
 from polyepo.domains import Polynomial, Verdict
+from polyepo.policy.checkpoint import load_checkpoint
 from polyepo.policy.weights import weights_digest
 from polyepo.schemas import EVALS, TIMING_COLUMNS
 from storage import StoreError, open_store
@@ -124,9 +125,7 @@ def test_any_step_is_rebuilt_bit_for_bit(undisturbed):
         forget()
         live[step] = [p.detach().clone() for p in policy_at(run, step).policy.model.parameters()]
     forget()
-    saved = policies.load_checkpoint(
-        run.store.local_files(run.key("checkpoints", 4)), run.config.policy, run.config.update
-    )
+    saved = load_checkpoint(run.store.local_files(run.key("checkpoints", 4)), run.config.policy, run.config.update)
     assert all(torch.equal(a, b) for a, b in zip(live[4], saved.model.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(live[5], live[6], strict=True))
 

@@ -137,7 +137,7 @@ def test_a_head_that_stays_as_it_was_is_noticed(run, monkeypatch):
     policy = policy_at(run, 0)
     forget()
     sampler = VLLMSampler(policy, run.config.sampler, run.config.sampling)
-    monkeypatch.setattr(sampler, "_write_weights", policy.policy.model.save_pretrained)
+    monkeypatch.setattr(sampler, "_write_weights", policy.export)
     with torch.no_grad():
         policy.policy.model.get_input_embeddings().weight.mul_(1.1)
     with pytest.raises(WeightsMismatchError, match=r"weights of version 0 .*differ"):
