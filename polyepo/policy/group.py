@@ -34,7 +34,7 @@ _STARTUP_S = 600.0
 _ENDING_S = 10.0
 _ANSWERED: dict[str, type[PolyepoError]] = {"NonFiniteError": NonFiniteError, "ConfigError": ConfigError}
 _ROOT = Path(__file__).parents[2]
-_ROOT_CAUSE = re.compile(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
+_FAILURE = re.compile(r"\brank\s*:\s*(\d+) .*\n\s*exitcode\s*:\s*(-?\d+)")
 _LESS_MEMORY = (
     "lower update.micro_batch_tokens, set update.gradient_checkpointing or resources.trainer.offload, or raise "
     "resources.trainer.processes"
@@ -71,12 +71,21 @@ class TrainerGroup:
         # Nobody has asked for anything: what can be read then is the end of the connection.
         return self._connection is not None and not select.select([self._connection], [], [], 0)[0]
 
+    @property
+    def scratch(self) -> Path:
+        """Its folder, which is in the command line of each of its processes."""
+        return self._torchrun.scratch
+
     def load(self, **arguments: Any) -> int:
         """Have a policy loaded in place of the last one, by a new group if there is none; returns its version."""
         self.loads += 1
         if not self.alive:
             self.stop()
-            self._connection = self._start()
+            try:
+                self._connection = self._start()
+            except BaseException:
+                self.stop()
+                raise
         return self.ask("load", **arguments)
 
     def ask(self, request: str, **arguments: Any) -> Any:
@@ -131,14 +140,7 @@ class TrainerGroup:
         hello = _read(connection)
         if hello is None:
             raise self._ended("when it had just been started")
-        for rank, code in enumerate(hello["codes"]):
-            if code != CODE:
-                self.stop()
-                raise ConfigError(
-                    f"rank {rank} of the trainer group has other code, or another version of torch or transformers, "
-                    "than the run: install the same on every node, and start the run again if its own has changed "
-                    "meanwhile"
-                )
+        check_codes(hello["codes"])
         return connection
 
     def _wait_for_call(self, listening: socket.socket) -> socket.socket:
@@ -152,7 +154,6 @@ class TrainerGroup:
             if not self._torchrun.alive:
                 raise self._ended("before it was ready")
             if time.monotonic() > deadline:
-                self.stop()
                 raise GroupError(f"the trainer group was not ready within {_STARTUP_S:.0f} s", killed=False)
 
     def _ended(self, when: str) -> GroupError:
@@ -166,25 +167,38 @@ class TrainerGroup:
         return GroupError(f"the trainer group ended {when}: {cause}\n(its log: {self._torchrun.log})", killed)
 
 
+def check_codes(codes: Sequence[str]) -> None:
+    """Raise ConfigError unless every rank has the code that this process has."""
+    for rank, code in enumerate(codes):
+        if code != CODE:
+            raise ConfigError(
+                f"rank {rank} of the trainer group has other code, or another version of torch or transformers, than "
+                "the run: install the same everywhere, and start the run again if its own has changed meanwhile"
+            )
+
+
 def _cause(log: str) -> tuple[str, bool]:
     """Why a group has ended, and whether it was killed from outside."""
     errors = re.findall(r"\[rank(\d+)\]: (?:\w+\.)*(\w+(?:Error|Exception)\b.*)", log)
     for rank, error in errors:
         if "OutOfMemoryError" in error:
             return f"rank {rank} has run out of the GPU's memory: {_LESS_MEMORY}", False
-    found = _ROOT_CAUSE.search(log)
-    if found is None:
+    failures = [(rank, int(code)) for rank, code in _FAILURE.findall(log)]
+    # torchrun ends the others with SIGTERM, and some may have failed for want of the one that was killed.
+    for rank, code in failures:
+        if code < 0 and code != -signal.SIGTERM:
+            name = signal.Signals(-code).name
+            why = f", which may be for want of memory: {_LESS_MEMORY}" if name == "SIGKILL" else ""
+            return f"rank {rank} was killed by {name}{why}", True
+    if not failures:
         return "torchrun ended without a word, as when it is killed", True
-    rank, code = found[1], int(found[2])
-    if code < 0:
-        name = signal.Signals(-code).name
-        why = f", which may be for want of memory: {_LESS_MEMORY}" if name == "SIGKILL" else ""
-        return f"rank {rank} was killed by {name}{why}", True
+    rank, _ = failures[-1]  # that which failed first comes last
     said = [error for where, error in errors if where == rank] or log.splitlines()[:1]
     return f"rank {rank} failed: {said[-1]}", False
 
 
 def _read(connection: socket.socket) -> dict[str, Any] | None:
+    """The next line; None if the other end closes before it is whole."""
     with connection.makefile("rb") as lines:
         line = lines.readline()
     return json.loads(line) if line.endswith(b"\n") else None
@@ -260,8 +274,8 @@ class GroupTrainer:
     def update(self, batch: Batch, config: UpdateConfig, sampling: SamplingConfig, seed: int) -> UpdateMetrics:
         """One training step. Raises NonFiniteError."""
         self._sampling = None
-        settings = {"update": config.model_dump(mode="json"), "sampling": sampling.model_dump(mode="json")}
-        measured = self._ask("apply", batch=from_batch(batch), **settings, seed=seed)
+        settings = {"config": config.model_dump(mode="json"), "sampling": sampling.model_dump(mode="json")}
+        measured = self._ask("update", batch=from_batch(batch), **settings, seed=seed)
         self.version += 1
         return UpdateMetrics(**measured)
 

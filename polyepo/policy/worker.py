@@ -60,11 +60,11 @@ class Worker:
         self._policy = load_sharded(source, config, optimizer, self._ranks, self._device, resume, offload)
         return self._policy.version
 
-    def apply(
-        self, batch: dict[str, Any], update: dict[str, Any], sampling: dict[str, Any], seed: int
+    def update(
+        self, batch: dict[str, Any], config: dict[str, Any], sampling: dict[str, Any], seed: int
     ) -> dict[str, Any]:
         """One training step; what it measured."""
-        configs = UpdateConfig.model_validate(update), SamplingConfig.model_validate(sampling)
+        configs = UpdateConfig.model_validate(config), SamplingConfig.model_validate(sampling)
         return asdict(update_policy(self.policy, to_batch(batch), *configs, seed))
 
     def logprobs(
