@@ -192,7 +192,7 @@ def test_what_all_ranks_find_wrong_is_answered_and_survived(group, model, tmp_pa
     assert processes_of(group.scratch) == alive
 
 
-def test_a_rank_that_is_killed_is_named_and_the_next_policy_has_a_new_group(group, model, tmp_path):
+def test_a_rank_that_is_killed_is_named_and_nothing_is_left(group, model, tmp_path):
     trainer = GroupTrainer(group, model, settings(model), UPDATE)
     everyone, ranks = processes_of(group.scratch)
     assert len(ranks) == 2
@@ -205,8 +205,7 @@ def test_a_rank_that_is_killed_is_named_and_the_next_policy_has_a_new_group(grou
     assert not trainer.alive
     with pytest.raises(GroupError):
         trainer.save(tmp_path)
-    wait_until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in everyone))
-    assert GroupTrainer(group, model, settings(model), UPDATE).update(batches(1)[0], UPDATE, SAMPLING, seed=0).loss
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in everyone))
 
 
 RUN = """
