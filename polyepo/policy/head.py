@@ -21,23 +21,25 @@ def chosen_logprobs(
     chosen_T: torch.Tensor,
     temperature: float,
     with_entropy: bool = False,
+    known: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probabilities of tokens under softmax(hidden weight^T / temperature), and the distributions' entropies.
 
     Args:
         hidden_TH: the model's last hidden states.
-        weight_VH: the output head; rows that only pad the vocabulary must be cut off.
-        chosen_T: token ids below V.
+        weight_VH: the output head.
+        chosen_T: token ids.
         temperature: that of the sampler.
         with_entropy: whether entropies are wanted; nothing can be differentiated through them.
+        known: rows of the head that have a token; those after them pad the vocabulary. All if not given.
         dtype: that products are made in; the hidden states' if not given. Sums are float32 at least.
 
     Returns:
         log-probabilities (T,) in float32, or float64 for float64; entropies in nats (T,), or None.
     """
     logprobs_T, entropy_T = _ChosenLogprobs.apply(
-        hidden_TH, weight_VH, chosen_T, temperature, with_entropy, dtype or hidden_TH.dtype
+        hidden_TH, weight_VH, chosen_T, temperature, with_entropy, known or len(weight_VH), dtype or hidden_TH.dtype
     )
     return logprobs_T, entropy_T if with_entropy else None
 
@@ -51,6 +53,7 @@ class _ChosenLogprobs(torch.autograd.Function):
         chosen_T: torch.Tensor,
         temperature: float,
         with_entropy: bool,
+        known: int,
         dtype: torch.dtype,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         total_T = hidden_TH.new_empty(len(chosen_T), dtype=_wide(dtype))  # log of the sum of exponentials
@@ -61,7 +64,7 @@ class _ChosenLogprobs(torch.autograd.Function):
             highest_B = torch.full_like(total_T[tokens], -torch.inf)
             sum_B, chosen_logit_B = torch.zeros_like(highest_B), torch.zeros_like(highest_B)
             weighted_B = torch.zeros_like(highest_B)  # sum of exponentials times logits
-            for words in _tiles(len(weight_VH), VOCABULARY):
+            for words in _tiles(known, VOCABULARY):
                 logits_BW = _product(hidden_BH, weight_VH[words].to(dtype)).div_(temperature)
                 index_B1, inside_B = _index(chosen_T[tokens], words)
                 chosen_logit_B = torch.where(inside_B, logits_BW.gather(1, index_B1).squeeze(1), chosen_logit_B)
@@ -77,7 +80,7 @@ class _ChosenLogprobs(torch.autograd.Function):
             if with_entropy:
                 entropy_T[tokens] = total_T[tokens] - weighted_B / sum_B
         ctx.save_for_backward(hidden_TH, weight_VH, chosen_T, total_T)
-        ctx.temperature, ctx.dtype = temperature, dtype
+        ctx.temperature, ctx.known, ctx.dtype = temperature, known, dtype
         ctx.mark_non_differentiable(entropy_T)
         return logprobs_T, entropy_T
 
@@ -88,7 +91,7 @@ class _ChosenLogprobs(torch.autograd.Function):
         scaled_T = grads[0] / ctx.temperature
         grad_hidden_TH = torch.zeros_like(hidden_TH, dtype=_wide(dtype)) if ctx.needs_input_grad[0] else None
         grad_weight_VH = torch.zeros_like(weight_VH) if ctx.needs_input_grad[1] else None
-        for words in _tiles(len(weight_VH), VOCABULARY):
+        for words in _tiles(ctx.known, VOCABULARY):
             weight_WH = weight_VH[words].to(dtype)
             for tokens in _tiles(len(chosen_T), TOKENS):
                 hidden_BH = hidden_TH[tokens].to(dtype)
@@ -103,7 +106,7 @@ class _ChosenLogprobs(torch.autograd.Function):
                 if grad_weight_VH is not None:
                     grad_weight_VH[words] += grad_BW.T @ hidden_BH
         grad_hidden = None if grad_hidden_TH is None else grad_hidden_TH.to(hidden_TH.dtype)
-        return grad_hidden, grad_weight_VH, None, None, None, None
+        return grad_hidden, grad_weight_VH, None, None, None, None, None
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

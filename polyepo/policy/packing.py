@@ -53,9 +53,7 @@ class Pack:
     """The response tokens."""
 
     @classmethod
-    def of(
-        cls, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], device: torch.device
-    ) -> Pack:
+    def of(cls, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], device: torch.device) -> Pack:
         """Pack sequences in their order."""
         lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
         bounds = np.cumsum([0, *lengths])
@@ -67,9 +65,7 @@ class Pack:
         def tensor(values: np.ndarray) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.long, device=device)
 
-        return cls(
-            tensor(ids)[None], tensor(positions)[None], bounds, tensor(np.concatenate(before)), tensor(chosen)
-        )
+        return cls(tensor(ids)[None], tensor(positions)[None], bounds, tensor(np.concatenate(before)), tensor(chosen))
 
     def attention(self) -> dict[str, Any]:
         """What the model passes on to attention, by the names that transformers has for it."""
@@ -82,7 +78,7 @@ class Pack:
 
 @contextmanager
 def packed_attention(model: Any) -> Iterator[None]:
-    """While this lasts, the model takes packs alone; the backward pass may compute layers again, so it belongs in it."""
+    """While this lasts, the model takes packs alone. The backward pass belongs in it: it may compute layers again."""
     config = model.config.get_text_config()
     before = config._attn_implementation
     config._attn_implementation = _NAME
@@ -110,11 +106,12 @@ def _attend(
     if query_1ATD.is_cuda and query_1ATD.dtype == torch.bfloat16:
         from torch.nn.attention.varlen import varlen_attn
 
+        query_TAD, key_TKD, value_TKD = (x[0].transpose(0, 1) for x in (query_1ATD, key_1KTD, value_1KTD))
         out_TAD = varlen_attn(
-            *(x[0].transpose(0, 1) for x in (query_1ATD, key_1KTD, value_1KTD)),
-            cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
+            query_TAD, key_TKD, value_TKD, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
             scale=scaling, window_size=(-1, 0), enable_gqa=True,
         )  # fmt: skip
+        assert isinstance(out_TAD, torch.Tensor)
         return out_TAD[None], None
     bounds = cu_seq_lens_q if isinstance(cu_seq_lens_q, np.ndarray) else cu_seq_lens_q.cpu().numpy()
     lengths = np.diff(bounds)
