@@ -19,6 +19,7 @@ from flows.services.work_pools import ARM_FLOW
 from flows.views import findings
 from flows.views.summary import markdown, summarize
 from polyepo.findings import RECENT, Severity, training_findings
+from polyepo.policy.group import stop_groups
 from polyepo.samplers.vllm import stop_servers
 from tasks.checkpoint import checkpoint, warm_start
 from tasks.evaluate import evaluate
@@ -63,7 +64,8 @@ def train(
         check_prompts(arm)
     for name in prepared:
         train_arm(root, name, progress)
-    stop_servers()  # if it ends otherwise, they end with this process
+    stop_servers()  # if it ends otherwise, they and the group end with this process
+    stop_groups()
     progress.finish()
     link_report(root, run, list(prepared))
     if any(arm.config.evaluation for arm in prepared.values()):

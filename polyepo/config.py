@@ -72,8 +72,11 @@ class PolicyConfig(Section):
     chat_template_kwargs: dict[str, bool | int | float | str] = Field({}, exclude_if=lambda kwargs: not kwargs)
     """Further variables of the tokenizer's chat template, such as {enable_thinking: false}, for prompts that are chat
     messages."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of the weights that are updated. bfloat16 rounds most updates of a small learning rate away."""
+    compute_dtype: Literal["float32", "bfloat16"] | None = Field(None, exclude_if=lambda dtype: dtype is None)
+    """Type that layers are computed in, over weights of `dtype`; bfloat16 on a GPU and float32 on the CPU if not given.
+    A vLLM server that the run launches computes in it, too."""
     device: Annotated[str, Operational()] = "auto"
     """A torch device, or "auto": CUDA if there is one, else the CPU. A run may move to another of the same kind."""
     num_threads: int | None = Field(None, ge=1, le=4096)
@@ -234,6 +237,30 @@ class UpdateConfig(Section):
     """Truncated importance sampling: cap of trainer/sampler probability ratios; off if not given."""
 
 
+class TrainerResources(Section):
+    """The processes that compute the update."""
+
+    processes: int = Field(1, ge=1, le=4096)
+    """The policy is spread over so many (FSDP2), one per GPU; with more than one they are a group that torchrun starts,
+    which lives as long as the run's process."""
+    offload: bool = False
+    """Keep weights and optimizer state in CPU memory, and take them to the GPU layer by layer: slower, for models whose
+    16 bytes a parameter do not fit the GPUs."""
+    logs: str = ".polyepo/trainer"
+    """Folder of the group's logs."""
+
+    @property
+    def in_process(self) -> bool:
+        """Whether the policy is updated in the run's own process."""
+        return self.processes == 1 and not self.offload
+
+
+class Resources(Section):
+    """Where a run computes. It changes no result but by rounding, and may be another whenever a run goes on."""
+
+    trainer: TrainerResources = TrainerResources()
+
+
 class EvaluationConfig(Section):
     """Held-out evaluation before the first step, every `every` steps, and after the last."""
 
@@ -279,6 +306,7 @@ class RunConfig(Section):
         None, exclude_if=lambda keep: keep is None
     )
     """All of them if not given. The files of the others are removed; a record says when."""
+    resources: Annotated[Resources, Operational()] = Field(Resources(), exclude_if=lambda r: r == Resources())
 
     @model_validator(mode="before")
     @classmethod

@@ -13,8 +13,8 @@ from polyepo.labels import LabelStatus
 # 2: evals have strategies. 3: labels have rationale, truncated, agreement; judge_calls finish_reason, cost.
 # 4: scores have overlong_penalty. 5: scores have verifier, uses_clusters; scores and evals answer_class, ungraded, and
 # rewards may be null; evals have status; updates prompts_ungraded, ungraded_rate, reward_std, unparsed_rate,
-# distinct_clusters, and statistics may be null; judge_calls cost_bound; evaluations.
-SCHEMA_VERSION = 5
+# distinct_clusters, and statistics may be null; judge_calls cost_bound; evaluations. 6: updates have trainer_processes.
+SCHEMA_VERSION = 6
 
 
 def _schema(*fields: tuple[str, pa.DataType] | pa.Field) -> pa.Schema:
@@ -162,6 +162,7 @@ UPDATES = _schema(
     ("seconds_judge", F64),
     ("seconds_score", F64),
     ("seconds_update", F64),
+    _nullable("trainer_processes", INT32),  # that computed the update together; null before schema version 6: one
     _nullable("checkpoint", STRING),
 )
 

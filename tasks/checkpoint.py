@@ -14,7 +14,7 @@ from polyepo.domains import Demonstrated
 from polyepo.policy.model import limit_threads
 from polyepo.policy.warm_start import warm_start as train_warm_start
 from storage import Manifest, ModelKey, Provenance, open_store
-from tasks.runs.policies import policy_at
+from tasks.runs.policies import again_if_killed, policy_at
 from tasks.runs.run import Run, code_version, open_run
 
 
@@ -24,10 +24,9 @@ def checkpoint(root: str, name: str, step: int) -> str:
     run = open_run(root, name)
     key = run.key("checkpoints", step)
     if not run.store.exists(key):
-        trainer = policy_at(run, step)
         run.store.wait()  # for the checkpoint before: at most one is on its way
         scratch = tempfile.TemporaryDirectory()
-        trainer.save(Path(scratch.name))
+        again_if_killed(lambda: policy_at(run, step).save(Path(scratch.name)))
         run.store.in_background(key, partial(_commit_checkpoint, run, step, scratch))
     return key.path
 

@@ -10,7 +10,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from polyepo.schemas import ROLLOUTS
-from tasks.runs.policies import policy_at
+from tasks.runs.policies import again_if_killed, policy_at
 from tasks.runs.rollouts import sample_rows
 from tasks.runs.run import open_run
 
@@ -22,9 +22,8 @@ def sample(root: str, name: str, step: int, shard: int) -> str:
     key = run.key("rollouts", step, shard)
     if not run.store.exists(key):
         started = time.perf_counter()
-        trainer = policy_at(run, step - 1)
-        num_responses = run.config.sampling.num_responses
-        rows = sample_rows(run, trainer, run.shard_of_step(step, shard), step, range(num_responses), "rollout")
+        problems, numbers = run.shard_of_step(step, shard), range(run.config.sampling.num_responses)
+        rows = again_if_killed(lambda: sample_rows(run, policy_at(run, step - 1), problems, step, numbers, "rollout"))
         table = pa.Table.from_pylist(rows, schema=ROLLOUTS)
         provenance = run.provenance(step - 1, time.perf_counter() - started)
         commit = partial(run.store.commit_table, key, table, table_name="rollouts", provenance=provenance)

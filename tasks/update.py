@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from functools import partial
 
 import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from polyepo.policy.trainer import Trainer
+from polyepo.policy.update import UpdateMetrics
 from polyepo.schemas import UPDATES
-from tasks.runs.policies import apply_update, put_policy, take_policy
-from tasks.runs.run import checkpoint_due, open_run
+from tasks.runs.policies import again_if_killed, apply_update, put_policy, take_policy
+from tasks.runs.run import Run, checkpoint_due, open_run
 from tasks.runs.statistics import batch_statistics, stage_keys, stage_seconds
 
 
@@ -22,17 +25,17 @@ def update(root: str, name: str, step: int) -> str:
     key = run.key("updates", step)
     if not run.store.exists(key):
         started = time.perf_counter()
-        trainer = take_policy(run, step - 1)
-        measured = asdict(apply_update(run, trainer, step))
+        trainer, measured = again_if_killed(partial(_apply, run, step))
         seconds = time.perf_counter() - started
         row = {
             "run": name,
             "step": step,
             "policy_version": trainer.version,
-            **measured,
+            **asdict(measured),
             **batch_statistics(run, step),
             **stage_seconds(run, step),
             "seconds_update": seconds,
+            "trainer_processes": trainer.processes,
             "checkpoint": run.key("checkpoints", step).path if checkpoint_due(run, step) else None,
         }
         parents = [run.store.manifest(parent) for keys in stage_keys(run, step).values() for parent in keys]
@@ -46,3 +49,8 @@ def update(root: str, name: str, step: int) -> str:
         else:
             trainer.close()
     return key.path
+
+
+def _apply(run: Run, step: int) -> tuple[Trainer, UpdateMetrics]:
+    trainer = take_policy(run, step - 1)
+    return trainer, apply_update(run, trainer, step)

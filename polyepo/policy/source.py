@@ -116,3 +116,21 @@ def check_device(device: str, instead: str = "set policy.device to cpu or auto, 
             f"policy.device {device!r}: torch finds {count or 'no'} {kind} device{'s' if count > 1 else ''} on this "
             f"machine; {instead}"
         )
+
+
+def check_processes(processes: int, device: str) -> None:
+    """Raise ConfigError if there are fewer GPUs here than processes that are to have one each."""
+    if processes == 1 or (kind := device_kind(device)) == "cpu":
+        return
+    wanted = f"resources.trainer.processes {processes}"
+    if kind != "cuda":
+        raise ConfigError(f"{wanted}: several processes need policy.device cuda or cpu, and it is {kind}")
+    if ":" in device:
+        raise ConfigError(
+            f"{wanted} need a GPU each, and policy.device {device!r} names one: set it to cuda "
+            "(CUDA_VISIBLE_DEVICES chooses which)"
+        )
+    import torch
+
+    if processes > (count := torch.cuda.device_count()):
+        raise ConfigError(f"{wanted} must not exceed the {count} GPUs of this machine: each has one of its own")

@@ -9,11 +9,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from polyepo.config import PolicyConfig, SamplingConfig, UpdateConfig
+from polyepo.config import PolicyConfig, SamplingConfig, TrainerResources, UpdateConfig
 from polyepo.policy.checkpoint import load_checkpoint, save_checkpoint, save_model
+from polyepo.policy.group import GroupTrainer, group_of
 from polyepo.policy.language import Language
-from polyepo.policy.model import Policy, load_policy, micro_batches, response_logprobs
-from polyepo.policy.update import Batch, UpdateMetrics, update
+from polyepo.policy.model import Policy, load_policy
+from polyepo.policy.source import device_kind
+from polyepo.policy.update import Batch, UpdateMetrics, compute_logprobs, update
 from polyepo.samplers.base import Sample
 from polyepo.samplers.transformers import TransformersSampler
 
@@ -39,6 +41,16 @@ class Trainer(Protocol):
     @property
     def dtype(self) -> str:
         """The type that log-probabilities are computed in, and a sampler's are to be: float32 or bfloat16."""
+        ...
+
+    @property
+    def processes(self) -> int:
+        """How many compute an update together: sums are rounded in another order by another number."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still has the weights: a process that held a share of them may have died."""
         ...
 
     def update(self, batch: Batch, config: UpdateConfig, sampling: SamplingConfig, seed: int) -> UpdateMetrics:
@@ -104,13 +116,22 @@ class LocalTrainer:
     @property
     def dtype(self) -> str:
         """The type that it computes in."""
-        return str(self.policy.model.dtype).removeprefix("torch.")
+        return str(self.policy.engine.dtype or self.policy.model.dtype).removeprefix("torch.")
+
+    @property
+    def processes(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def alive(self) -> bool:
+        """It lives as long as this process."""
+        return True
 
     def update(self, batch: Batch, config: UpdateConfig, sampling: SamplingConfig, seed: int) -> UpdateMetrics:
         """One training step. Raises NonFiniteError."""
         return update(self.policy, batch, config, sampling, seed)
 
-    @torch.no_grad()
     def logprobs(
         self,
         prompts: Sequence[Sequence[int]],
@@ -119,15 +140,7 @@ class LocalTrainer:
         micro_batch_tokens: int = 16384,
     ) -> list[np.ndarray]:
         """Of each response, the log-probabilities of its tokens."""
-        found = [np.empty(0)] * len(responses)
-        lengths = [(len(p), len(r)) for p, r in zip(prompts, responses, strict=True)]
-        for rows in micro_batches(lengths, micro_batch_tokens):
-            logprobs_BR, _, _ = response_logprobs(
-                self.policy.model, [prompts[r] for r in rows], [responses[r] for r in rows], temperature
-            )
-            for b, row in enumerate(rows):
-                found[row] = logprobs_BR[b, : len(responses[row])].cpu().numpy()
-        return found
+        return compute_logprobs(self.policy, prompts, responses, temperature, micro_batch_tokens)
 
     def sample(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], sampling: SamplingConfig
@@ -150,10 +163,26 @@ class LocalTrainer:
             torch.cuda.empty_cache()
 
 
-def load_trainer(source: str | Path, config: PolicyConfig, update: UpdateConfig, resume: bool = False) -> Trainer:
+def load_trainer(
+    source: str | Path,
+    config: PolicyConfig,
+    update: UpdateConfig,
+    resources: TrainerResources | None = None,
+    resume: bool = False,
+) -> Trainer:
     """A Trainer of a model as it is, or of what `Trainer.save` wrote if it is to go on from there.
+
+    Args:
+        source: a Hugging Face model directory or hub id.
+        config: how it is loaded.
+        update: what its optimizer is made with.
+        resources: the processes that compute; this one alone if not given.
+        resume: whether the source is a checkpoint, of any number of processes.
 
     Raises:
         ConfigError: the directory or hub id holds no usable model, or there is no such device.
+        GroupError: the processes do not start.
     """
-    return LocalTrainer((load_checkpoint if resume else load_policy)(source, config, update))
+    if resources is None or resources.in_process:
+        return LocalTrainer((load_checkpoint if resume else load_policy)(source, config, update))
+    return GroupTrainer(group_of(resources, device_kind(config.device)), source, config, update, resume)

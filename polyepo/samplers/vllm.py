@@ -265,9 +265,9 @@ class VLLMSampler:
             server.tag = self._fleet.tag
 
     async def _launch(self, client: httpx.AsyncClient, server: _Server, process: LaunchedServer) -> None:
-        model = process.prepare()
+        model = process.prepare_model()
         self._write_weights(model)
-        process.start()
+        process.serve()
         server.url, server.tag = process.url, None
         assert self._config.launch is not None
         limit = self._config.launch.startup_s

@@ -30,7 +30,7 @@ from tasks.runs.evaluations import (
     shard_key,
 )
 from tasks.runs.models import load_run_language
-from tasks.runs.policies import policy_at
+from tasks.runs.policies import again_if_killed, policy_at
 from tasks.runs.rollouts import sample_rows
 from tasks.runs.run import Run, commit_problems, create_or_resume
 from tasks.runs.scores import grade
@@ -58,7 +58,9 @@ def commit_samples(run: Run, benchmark: Benchmark, step: int, numbers: range, ju
         columns = ["response", "cluster", "parsed_answer", "answer_class"]
         before = read_evaluation(run, benchmark.name, step, columns)
         # Every step and arm draws with the same random numbers: differences are the policies', not the dice's.
-        rows = sample_rows(run, policy_at(run, step), benchmark.problems, 0, numbers, "evaluation")
+        rows = again_if_killed(
+            lambda: sample_rows(run, policy_at(run, step), benchmark.problems, 0, numbers, "evaluation")
+        )
         verdicts = grade(benchmark.domain, [p for p in benchmark.problems for _ in numbers], rows, step)
         assert key.shard is not None
         with kept_calls(run, judge, step, FIRST_EVALUATION_SHARD + key.shard) as calls:

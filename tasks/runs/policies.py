@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from transformers.utils.logging import disable_progress_bar
 
 from polyepo.errors import PolyepoError
+from polyepo.policy.group import GroupError
 from polyepo.policy.trainer import Trainer, load_trainer
 from polyepo.policy.update import Batch, UpdateMetrics
 from storage import ArtifactKey
@@ -18,6 +20,13 @@ from tasks.runs.run import Run
 
 disable_progress_bar()  # transformers draws one for every model it loads, log file or not
 
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+TOLERANCE = 1e-2
+"""How far loss and gradient norm of an update may be from those recorded, relative to the larger of the two, if another
+number of processes applies it again: rounding differs, and grows over the steps since the checkpoint."""
 
 _FETCHED_STEPS = 16  # whose tables are asked for side by side before their updates are applied again
 
@@ -38,7 +47,7 @@ def policy_at(run: Run, version: int) -> Trainer:
         ReplayError: as `rebuild`.
     """
     live = _live.get((run.store.root, run.name))
-    if live is not None and live.version == version:
+    if live is not None and live.version == version and live.alive:
         return live
     put_policy(run, None)
     trainer = rebuild(run, version, version)
@@ -61,15 +70,18 @@ def rebuild(
 
     Raises:
         ReplayError: a re-applied update does not reproduce its recorded loss and gradient norm (on the CPU).
+        GroupError: a process that the policy is spread over has died.
     """
+    resources = run.config.resources.trainer
     checkpoints = [step for step in run.store.steps(run.name, "checkpoints") if step <= newest_checkpoint]
     if checkpoints:
         folder = run.store.local_files(run.key("checkpoints", checkpoints[-1]))
-        trainer = load_trainer(folder, run.config.policy, run.config.update, resume=True)
+        trainer = load_trainer(folder, run.config.policy, run.config.update, resources, resume=True)
     elif run.parent is not None:
         trainer = _inherited(run, run.parent, min(version, run.first_step - 1), newest_checkpoint, progress)
     else:
-        trainer = load_trainer(initial_model(run.store, run.config), run.config.policy, run.config.update)
+        model = initial_model(run.store, run.config)
+        trainer = load_trainer(model, run.config.policy, run.config.update, resources)
     steps = range(trainer.version + 1, version + 1)
     for first in range(0, len(steps), _FETCHED_STEPS):
         some = steps[first : first + _FETCHED_STEPS]
@@ -101,6 +113,20 @@ def put_policy(run: Run, trainer: Trainer | None) -> None:
     _live.clear()
     if trainer is not None:
         _live[(run.store.root, run.name)] = trainer
+
+
+def again_if_killed(work: Callable[[], T]) -> T:
+    """Do work with a policy; if a process that the policy is spread over is killed meanwhile, do it once more.
+
+    `policy_at` then rebuilds the policy, in a new group, from what was committed.
+    """
+    try:
+        return work()
+    except GroupError as error:
+        if not error.killed:
+            raise
+        _log.warning("%s\nThe policy is rebuilt from its checkpoint, and the work done again.", error)
+        return work()
 
 
 def apply_update(run: Run, trainer: Trainer, step: int, scoring_id: str | None = None) -> UpdateMetrics:
@@ -141,17 +167,27 @@ def _inherited(
     run: Run, parent: Run, version: int, newest_checkpoint: int, progress: Callable[[int, int], None]
 ) -> Trainer:
     """The policy that a fork has from its parent, made as the parent made it, to be updated as the fork says."""
-    here = replace(parent, config=parent.config.model_copy(update={"policy": run.config.policy}))
+    own = {"policy": run.config.policy, "resources": run.config.resources}
+    here = replace(parent, config=parent.config.model_copy(update=own))
     return rebuild(here, version, min(version, newest_checkpoint), progress)
 
 
 def check_replay(run: Run, step: int, trainer: Trainer, metrics: UpdateMetrics) -> None:
-    """Raise ReplayError unless an update that was applied again measured what the run recorded (on the CPU)."""
-    recorded = run.store.read_table(run.key("updates", step), columns=["loss", "grad_norm"]).to_pylist()[0]
+    """Raise ReplayError unless an update that was applied again measured what the run recorded (on the CPU).
+
+    So many processes as then give the same bits; another number adds in another order, and agrees within `TOLERANCE`.
+    """
+    row = run.store.read_table(run.key("updates", step), columns=["loss", "grad_norm", "trainer_processes"])
+    (recorded,) = row.to_pylist()
+    processes = recorded.pop("trainer_processes") or 1  # rows without were made by one
     replayed = {"loss": metrics.loss, "grad_norm": metrics.grad_norm}
-    if replayed != recorded and trainer.device == "cpu":
+    tolerance = 0.0 if processes == trainer.processes else TOLERANCE
+    scale = max(abs(recorded["loss"]), abs(recorded["grad_norm"]))
+    off = max(abs(replayed[name] - recorded[name]) for name in replayed)
+    if off > tolerance * scale and trainer.device == "cpu":
+        elsewhere = f" (by {processes} processes, and now by {trainer.processes})" if tolerance else ""
         raise ReplayError(
             f"run {run.name!r}, step {step}: replaying the update gave {replayed}, but the run recorded "
-            f"{recorded}. "
+            f"{recorded}{elsewhere}. "
             "The model, the versions of torch or transformers, or policy.num_threads are not those of the run."
         )

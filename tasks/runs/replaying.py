@@ -94,7 +94,7 @@ def counterfactual(run: Run, step: int, scoring: AnyScoring, judge: AnyJudge) ->
         trainer.export(own)
         own_logprobs = _logprobs(run, trainer, batch)
         trainer.close()  # one policy at a time
-        trainer = load_trainer(before, run.config.policy, run.config.update, resume=True)
+        trainer = load_trainer(before, run.config.policy, run.config.update, run.config.resources.trainer, resume=True)
         apply_update(run, trainer, step, other_id)
         trainer.export(other)
         other_logprobs = _logprobs(run, trainer, batch)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyepo.config import SamplingConfig, UpdateConfig
+from polyepo.policy.logprobs import micro_batches
 from polyepo.policy.loss import surrogate_loss, token_weights
-from polyepo.policy.model import micro_batches
 from polyepo.policy.update import Batch, NonFiniteError, update
 from tests.support.tiny_policy import VOCABULARY, tiny_policy
 

@@ -5,7 +5,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from polyepo.policy.language import Language
-from polyepo.policy.model import Policy, response_logprobs
+from polyepo.policy.logprobs import choose_engine, response_logprobs
+from polyepo.policy.model import Policy
 from polyepo.policy.warm_start import word_tokenizer
 
 VOCABULARY = 11
@@ -21,7 +22,8 @@ def tiny_policy(lr=1e-2, dtype=torch.float64):
         )
     ).to(dtype).eval()  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
-    return Policy(model, Language(word_tokenizer(list("abcdefgh")), model.config, frozenset({1})), optimizer)
+    language = Language(word_tokenizer(list("abcdefgh")), model.config, frozenset({1}))
+    return Policy(model, language, optimizer, engine=choose_engine(model))
 
 
 PROMPTS = [[3 + p % 5, 2 + p % 7, 2 + p % 3] for p in range(10)]

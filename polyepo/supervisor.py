@@ -1,12 +1,13 @@
-"""Runs a server so that it never outlives the run, however that ends: `python -I supervisor.py SCRATCH COMMAND...`
+"""Runs a process so that it never outlives the run, however that ends: `python -I supervisor.py SCRATCH COMMAND...`
 
-It starts as the leader of a session of its own, with the server and all that the server starts in it. The run holds the
+It starts as the leader of a session of its own, with the process and all that this starts in it. The run holds the
 other end of our standard input: when the run ends, by SIGKILL too, the pipe closes. Standard library alone: it loads in
 milliseconds and stays small.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import shutil
@@ -17,21 +18,29 @@ import sys
 _GRACE_S = 10.0
 
 
+def die_with_parent() -> None:
+    """Ask Linux for SIGKILL as soon as the thread that started this process ends, however that happens."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
 def main(scratch: str, *command: str) -> None:
     """Run the command inside `scratch` until it ends or the parent does; then end the session and delete `scratch`."""
     parent = os.getppid()
     # A handler, not SIG_IGN, which the server would inherit.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    server = subprocess.Popen(command, cwd=scratch, stdin=subprocess.DEVNULL)
+    # There is one thread here, so that code of ours may run in the forked child.
+    process = subprocess.Popen(command, cwd=scratch, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
     # A worker that the run forked may hold the pipe open beyond the run's death: the parent's id tells as well.
-    while server.poll() is None and os.getppid() == parent:
+    while process.poll() is None and os.getppid() == parent:
         if select.select([sys.stdin], [], [], 0.5)[0]:
             break
     os.killpg(0, signal.SIGTERM)
     try:
-        server.wait(_GRACE_S)
+        process.wait(_GRACE_S)
     except subprocess.TimeoutExpired:
-        print(f"the server did not end within {_GRACE_S:.0f} s of SIGTERM: SIGKILL", file=sys.stderr)
+        print(f"it did not end within {_GRACE_S:.0f} s of SIGTERM: SIGKILL", file=sys.stderr)
     shutil.rmtree(scratch, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)  # this process included
 

@@ -1,0 +1,195 @@
+"""A policy whose weights, gradients and optimizer state are spread over several processes by FSDP2.
+
+All ranks call every function here at once.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import AutoModelForCausalLM
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from polyepo.config import ConfigError, PolicyConfig, UpdateConfig
+from polyepo.policy.checkpoint import OPTIMIZER, TensorFiles, read_version, write_version
+from polyepo.policy.language import load_language
+from polyepo.policy.logprobs import Engine, choose_engine
+from polyepo.policy.model import Policy, compute_dtype, cut_padding, limit_threads, load_model, make_optimizer
+from polyepo.policy.ranks import Ranks
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def load_sharded(
+    source: str | Path,
+    config: PolicyConfig,
+    update: UpdateConfig,
+    ranks: Ranks,
+    device: torch.device,
+    resume: bool = False,
+    offload: bool = False,
+) -> Policy:
+    """A policy, spread over the ranks, from a model or from a checkpoint of any number of processes.
+
+    The first rank reads the weights, into its CPU memory; the others never hold more than their share and one tensor.
+
+    Args:
+        source: a Hugging Face model directory or hub id.
+        config: how it is loaded.
+        update: what its optimizer is made with.
+        ranks: this process and the others.
+        device: this rank's.
+        resume: whether the source is a checkpoint, whose version and optimizer state are gone on from.
+        offload: whether weights and optimizer state stay in CPU memory and visit the device layer by layer.
+
+    Raises:
+        ConfigError: the source holds no usable model; on all ranks.
+    """
+    whole, error = None, None
+    if ranks.rank == 0:
+        try:
+            whole = load_model(source, config)
+        except ConfigError as found:
+            error = str(found)
+    if error := ranks.tell(error):
+        raise ConfigError(error)
+    limit_threads(config.num_threads)
+    language = load_language(source, config)
+    chosen = choose_engine(whole) if whole is not None else Engine()
+    tiled, packed, why = ranks.tell([chosen.tiled, chosen.packed, chosen.why])
+    engine = Engine(tiled, packed, why, language.known, compute_dtype(config))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            language.model_config, dtype=getattr(torch, config.dtype), trust_remote_code=config.trust_remote_code
+        ).eval()
+    if whole is not None:
+        model.generation_config = whole.generation_config
+    _shard(model, ranks.size, device, offload)
+    _fill(model, whole, torch.device("cpu") if offload else device)
+    policy = Policy(model, language, make_optimizer(model, update), ranks=ranks, engine=engine)
+    register_fsdp_forward_method(model, "token_logprobs")
+    cut_padding(model, language)
+    if resume:
+        _resume(policy, Path(source))
+    return policy
+
+
+def _shard(model: Any, size: int, device: torch.device, offload: bool) -> None:
+    """Make each layer, and what is outside of them, a unit that is gathered before it is computed, and freed after."""
+    mesh = init_device_mesh(device.type, (size,))
+    policy = CPUOffloadPolicy() if offload else OffloadPolicy()
+    for module in [*(m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)), model]:
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, offload_policy=policy)
+
+
+@torch.no_grad()
+def _fill(model: Any, whole: Any, device: torch.device) -> None:
+    """Give each rank its share of the weights, and all of the buffers, from the model that the first rank has."""
+    weights = dict(whole.named_parameters()) if whole is not None else {}
+    buffers = dict(whole.named_buffers()) if whole is not None else {}
+    model.to_empty(device=device)
+    for name, parameter in model.named_parameters():
+        _scatter(weights.get(name), parameter)
+    for name, buffer in model.named_buffers():  # the meta device has computed none of them
+        if name in buffers:
+            buffer.copy_(buffers[name])
+        dist.broadcast(buffer, 0)
+
+
+def _scatter(full: torch.Tensor | None, share: DTensor) -> None:
+    """Fill a sharded tensor from the first rank's whole one."""
+    kind = share.device_mesh.device_type
+    full = torch.empty(share.shape, dtype=share.dtype, device=kind) if full is None else full.to(kind, share.dtype)
+    share.to_local().copy_(distribute_tensor(full.detach(), share.device_mesh, share.placements).to_local())
+
+
+@torch.no_grad()
+def _resume(policy: Policy, folder: Path) -> None:
+    """Version and optimizer state of a checkpoint."""
+    first = policy.ranks.rank == 0
+    saved = TensorFiles(folder, OPTIMIZER) if first else None
+    policy.version = policy.ranks.tell(read_version(folder) if first else None)
+    for name, parameter in policy.model.named_parameters():
+        step = policy.ranks.tell(float(saved[f"step:{name}"]) if saved and f"step:{name}" in saved else None)
+        if step is None:  # there was no update yet
+            continue
+        state = policy.optimizer.state[parameter]
+        state["step"] = torch.tensor(step)
+        for moment in _MOMENTS:
+            state[moment] = torch.zeros_like(parameter)
+            _scatter(saved[f"{moment}:{name}"] if saved else None, state[moment])
+
+
+def save_sharded(policy: Policy, folder: Path) -> None:
+    """Write a checkpoint that `load_checkpoint` reads, in as many files as there are ranks."""
+    export_sharded(policy, folder)
+    state = policy.optimizer.state
+    names = [(name, p) for name, p in policy.model.named_parameters() if state[p]]
+    moments = [(f"{moment}:{name}", state[p][moment]) for name, p in names for moment in _MOMENTS]
+    steps = [(f"step:{name}", state[p]["step"]) for name, p in names]
+    _write(policy.ranks, folder, OPTIMIZER, [*moments, *steps])
+    if policy.ranks.rank == 0:
+        write_version(folder, policy.version)
+    policy.ranks.wait()
+
+
+def export_sharded(policy: Policy, folder: Path, dtype: str | None = None, head_apart: bool = False) -> None:
+    """Write a Hugging Face model directory in as many files as there are ranks; arguments as of `Trainer.export`."""
+    model = policy.model
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = model.state_dict().keys()
+    buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in kept]
+    weights = [*model.named_parameters(remove_duplicate=not head_apart), *buffers]
+    files = _write(policy.ranks, folder, "model", weights, dtype)
+    if policy.ranks.rank == 0:
+        size = sum(tensor.numel() * _written_type(tensor, dtype).itemsize for _, tensor in weights)
+        index = {"metadata": {"total_size": size}, "weight_map": files}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+        _describe(model, folder, dtype or str(model.dtype).removeprefix("torch."))
+        policy.language.tokenizer.save_pretrained(folder)
+    policy.ranks.wait()
+
+
+def _describe(model: Any, folder: Path, dtype: str) -> None:
+    """Write what `save_pretrained` writes besides weights."""
+    config = copy.deepcopy(model.config)
+    config.dtype = dtype
+    config.architectures = [type(model).__name__.removeprefix("FSDP")]  # fully_shard puts a class of its own before it
+    if model.is_remote_code():
+        custom_object_save(model, folder, config=config)
+    config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+
+
+@torch.no_grad()
+def _write(
+    ranks: Ranks, folder: Path, stem: str, tensors: Sequence[tuple[str, torch.Tensor]], dtype: str | None = None
+) -> dict[str, str]:
+    """Gather one tensor at a time and write every size-th; returns the names of all files by tensor."""
+    own: dict[str, torch.Tensor] = {}
+    files: dict[str, str] = {}
+    for i, (name, tensor) in enumerate(tensors):
+        files[name] = f"{stem}-{i % ranks.size + 1:05d}-of-{ranks.size:05d}.safetensors"
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if i % ranks.size == ranks.rank:
+            own[name] = full.to("cpu", _written_type(tensor, dtype), copy=True).contiguous()
+    if own:
+        save_file(own, str(folder / files[next(iter(own))]), metadata={"format": "pt"})
+    return files
+
+
+def _written_type(tensor: torch.Tensor, dtype: str | None) -> torch.dtype:
+    """The type that a tensor is written in: whole numbers stay what they are."""
+    return getattr(torch, dtype) if dtype is not None and tensor.is_floating_point() else tensor.dtype
