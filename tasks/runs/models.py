@@ -7,7 +7,7 @@ from pathlib import Path
 
 from polyepo.config import RunConfig
 from polyepo.section import digest
-from storage import ModelKey, Store
+from storage import ModelKey, Store, StoreError
 from storage.layout import AnyKey
 from tasks.runs.run import Run
 
@@ -54,9 +54,11 @@ def _tokenizer_file(run: Run) -> Path | None:
     key: AnyKey | None = run.key("checkpoints", steps[-1]) if steps else None
     if key is None and run.config.policy.warm_start:
         key = ModelKey("warm-start", warm_start_digest(run.config))
-    if key is not None and (manifest := run.store.manifest(key)):
-        names = [file.path for file in manifest.files if file.path == _TOKENIZER]
-        return run.store.files.local_copy(f"{manifest.path}/{manifest.attempt}", names) / _TOKENIZER
+    if key is not None and run.store.exists(key):
+        try:
+            return run.store.local_files(key, [_TOKENIZER]) / _TOKENIZER
+        except StoreError:  # gone or damaged: `polyepo verify` says so
+            return None
     model = run.config.policy.model
     if model is None or Path(model).is_dir():
         return Path(model) / _TOKENIZER if model else None
