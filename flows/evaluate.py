@@ -15,8 +15,9 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
 from flows.outcome import ends_plainly
-from flows.progress import Progress, link_report, slug
+from flows.progress import Progress, link_report
 from flows.views.results import markdown, results
+from polyepo.names import slug
 from tasks.evaluate import evaluate_shard
 from tasks.runs.benchmarks import leakage
 from tasks.runs.code import provide

@@ -17,6 +17,7 @@ from flows import follow
 from flows.outcome import REFUSED, STOPPED
 from flows.services import local_stack
 from flows.views.summary import Row, summarize
+from flows.views.tables import fill, markdown_table
 from polyepo.experiment import Experiment
 from polyepo.metrics import t_interval
 
@@ -118,23 +119,16 @@ def _measures(row: Row) -> dict[str, float]:
 def render(comparison: Comparison) -> Group:
     """Two tables for a terminal: means over seeds, and paired differences from the first arm."""
     tables = []
-    for title, (header, *body) in zip(_titles(comparison), _tables(comparison), strict=True):
+    for title, cells in zip(_titles(comparison), _tables(comparison), strict=True):
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-        for i, name in enumerate(header):
-            table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i == 0)
-        for cells in body:
-            table.add_row(*cells)
-        tables.append(table)
+        tables.append(fill(table, cells, wrap=True))
     return Group(*tables)
 
 
 def markdown(comparison: Comparison) -> str:
     """The same as markdown."""
-    blocks = []
-    for title, (header, *body) in zip(_titles(comparison), _tables(comparison), strict=True):
-        lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
-        blocks.append("\n".join([title, "", *("| " + " | ".join(cells) + " |" for cells in lines)]))
-    return "\n\n".join(blocks)
+    titled = zip(_titles(comparison), _tables(comparison), strict=True)
+    return "\n\n".join(f"{title}\n\n{markdown_table(cells)}" for title, cells in titled)
 
 
 def _titles(comparison: Comparison) -> tuple[str, str]:

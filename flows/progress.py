@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 
 from flows.views.report import NothingToReportError, publish_report
+from polyepo.names import slug
 
 
 class Progress:
@@ -93,8 +93,3 @@ def link_report(root: str, title: str, runs: Sequence[str]) -> None:
             create_markdown_artifact(text, key=key, description=name)
         else:
             create_link_artifact(url, key=key, link_text=name)
-
-
-def slug(text: str) -> str:
-    """A Prefect artifact key: lowercase letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -15,8 +15,8 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
 from flows.outcome import ends_plainly
-from flows.progress import slug
 from flows.views.compare import code as quoted
+from polyepo.names import slug
 from tasks.replay import counterfactual, replay_policy
 from tasks.runs.code import provide
 from tasks.runs.requests import check_replay

@@ -18,9 +18,10 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.futures import PrefectFuture
 
 from flows.outcome import ends_plainly
-from flows.progress import Progress, link_report, slug
+from flows.progress import Progress, link_report
 from flows.views.compare import Comparison, compare, markdown
 from polyepo.judges import Estimate
+from polyepo.names import slug
 from polyepo.scoring import scoring_id
 from tasks.rescore import relabel, rescore_step
 from tasks.runs.code import provide

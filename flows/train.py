@@ -14,11 +14,12 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
 from flows.outcome import ends_plainly
-from flows.progress import LatestRows, Progress, link_report, slug
+from flows.progress import LatestRows, Progress, link_report
 from flows.services.work_pools import ARM_FLOW
 from flows.views import findings
 from flows.views.summary import markdown, summarize
 from polyepo.findings import RECENT, Severity, training_findings
+from polyepo.names import slug
 from polyepo.policy.group import stop_groups
 from polyepo.samplers.vllm import stop_servers
 from tasks.checkpoint import checkpoint, warm_start

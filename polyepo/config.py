@@ -18,6 +18,7 @@ from polyepo.domains.missing import MissingDomain
 from polyepo.errors import ConfigError
 from polyepo.explain import explain, is_setting, keys
 from polyepo.judges import AnyJudge
+from polyepo.names import is_name
 from polyepo.plugins import given_by_user
 from polyepo.scoring import AnyScoring, SetScoring, check_scoring, scoring_id
 from polyepo.section import Operational, Section, digest, results_only
@@ -27,7 +28,6 @@ _MIN_BFLOAT16_LR = 1e-5
 _MAX_SEED = 2**63 - 1
 _MAX_STEPS = 999_999  # a step has six digits in the store
 
-RUN_NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _DEVICE = re.compile(r"auto|(cpu|cuda|mps|xpu)(:[0-9]{1,3})?")
 
 
@@ -357,7 +357,7 @@ class Config(RunConfig):
     @model_validator(mode="after")
     def _arms_are_valid(self) -> Config:
         for name in self.arms:
-            if not RUN_NAME.fullmatch(name):
+            if not is_name(name):
                 raise ValueError(f"arms: name {name!r} must be letters, digits, '.', '_' and '-', and hold no '..'")
         if not self.arms:
             _check_updates_survive(RunConfig.model_validate(self.model_dump(exclude={"arms"})))

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from polyepo.config import RUN_NAME, ConfigError, Section, load_config, read_yaml, validated
+from polyepo.config import ConfigError, Section, load_config, read_yaml, validated
+from polyepo.names import is_name
 
 
 class ExperimentFile(Section):
@@ -56,7 +57,7 @@ def load_experiment(path: Path, name: str | None = None) -> Experiment:
             configuration has no evaluation.
     """
     name = name or path.stem
-    if not RUN_NAME.fullmatch(name):
+    if not is_name(name):
         raise ConfigError(f"experiment name {name!r} must be letters, digits, '.', '_' and '-'")
     file = validated(ExperimentFile, read_yaml(path), str(path))
     config = Path(os.path.normpath(path.parent / file.config))

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from polyepo.errors import ConfigError
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-
-def is_name(value: str) -> bool:
-    """Whether a name is safe as a path component."""
-    return bool(_NAME.fullmatch(value)) and ".." not in value
+from polyepo.names import is_name
 
 
 def check_name(field: str, value: str) -> str:

@@ -80,8 +80,8 @@ class Store:
             ValueError: columns or types are not the schema's, a null stands where none may, or a key repeats.
             StoreError: it could not be written; nothing committed before is harmed.
         """
-        if (known := self._known(key)) is not None:
-            return known
+        if (there := self._seen(key)) is not None:
+            return there
         table = conform(table, table_name)
         data = table_bytes(table, table_name, provenance)
         entry = FileEntry(
@@ -98,8 +98,8 @@ class Store:
             ValueError: the directory is empty or holds a symbolic link.
             StoreError: it could not be written; nothing committed before is harmed.
         """
-        if (known := self._known(key)) is not None:
-            return known
+        if (there := self._seen(key)) is not None:
+            return there
         paths = sorted(path for path in directory.rglob("*") if not path.is_dir())
         if not paths or any(path.is_symlink() for path in paths):
             raise ValueError(f"directory {str(directory)!r} must hold files, and no symbolic links")
@@ -130,6 +130,14 @@ class Store:
         except OSError as error:
             raise StoreError(f"run {run!r} could not be written under root {self.root!r}: {error}") from error
         return json.loads(self.files.read(path))
+
+    def claim_run(self, run: str, content: dict[str, Any]) -> bool:
+        """Take a run's name before there is a record; whether it is taken with this content, now or before."""
+        path, data = f"runs/{check_name('run', run)}/import.json", json.dumps(content).encode()
+        try:
+            return self.files.create(path, data) or self.files.read(path) == data
+        except OSError as error:
+            raise StoreError(f"run {run!r} could not be written under root {self.root!r}: {error}") from error
 
     def add_settings(self, run: str, changes: Sequence[str], replaced: dict[str, Any]) -> None:
         """Note with a run, next to its record, that parts of the record are others from now on."""
@@ -196,16 +204,21 @@ class Store:
             for _ in self.each(self._fetch, keys):
                 pass
 
-    def local_files(self, key: AnyKey) -> Path:
+    def local_files(self, key: AnyKey, names: Sequence[str] | None = None) -> Path:
         """A local directory with the files of a committed artifact; read-only by convention.
+
+        Args:
+            key: the artifact.
+            names: of files, if these are enough; those that it does not have are not there.
 
         Raises:
             StoreError: the artifact is not committed.
             CorruptArtifactError: a file is missing or differs in size from the manifest.
         """
         manifest = self._committed(key)
-        folder = self.files.local_copy(f"{manifest.path}/{manifest.attempt}", [f.path for f in manifest.files])
-        for entry in manifest.files:
+        wanted = [entry for entry in manifest.files if names is None or entry.path in names]
+        folder = self.files.local_copy(f"{manifest.path}/{manifest.attempt}", [entry.path for entry in wanted])
+        for entry in wanted:
             path = folder / entry.path
             size = path.stat().st_size if path.is_file() else None
             if size != entry.size:
@@ -246,15 +259,19 @@ class Store:
         keys = self.artifacts(run, stage, partition, step)
         return sorted(key.shard for key in keys if key.shard is not None)
 
+    def run_names(self) -> list[str]:
+        """Names under which there is something of a run, whether or not it has a record."""
+        return [name for name in self.files.names("runs") if is_name(name)]
+
     def runs(self) -> list[str]:
-        """Names of all runs."""
-        names = [name for name in self.files.names("runs") if is_name(name)]
+        """Names of all runs that have a record."""
+        names = self.run_names()
         there = self.each(lambda run: self.files.exists(f"runs/{run}/run.json"), names)
         return [run for run, is_run in zip(names, there, strict=True) if is_run]
 
     def run_records(self, runs: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
         """The records of all runs, or of some, by name. One that cannot be read is left out, with a warning."""
-        names = [name for name in self.files.names("runs") if is_name(name)] if runs is None else runs
+        names = self.run_names() if runs is None else runs
         records = zip(names, self.each(self._record_or_none, names), strict=True)
         return {run: record for run, record in records if record is not None}
 
@@ -333,9 +350,12 @@ class Store:
         finally:
             self._pending.pop(path, None)
 
-    def _known(self, key: AnyKey) -> Manifest | None:
-        """The manifest, if it is in memory or on a local disk. On object storage whoever commits has asked before."""
-        return self._manifests.get(key.path) or (self._stored(key.path) if self.files.fs is None else None)
+    def _seen(self, key: AnyKey) -> Manifest | None:
+        """The manifest on a local disk, where a look costs nothing; on object storage the attempt to commit tells.
+
+        What is in memory does not count: what a commit does must not depend on what was asked before.
+        """
+        return self._stored(key.path) if self.files.fs is None else None
 
     def _fetch(self, key: AnyKey) -> None:
         manifest = self._committed(key)

@@ -12,6 +12,7 @@ from rich.console import Group
 from rich.table import Table
 
 from flows.views.evaluation import Interval, evaluation_of, powers_of_two, with_interval
+from flows.views.tables import fill, markdown_table
 from polyepo.config import ConfigError
 from polyepo.metrics import branching
 from tasks.runs.evaluations import Planned, planned, read_evaluation
@@ -91,23 +92,15 @@ def results(run: Run, benchmark: str, step: int) -> Results:
 def render(found: Results) -> Group:
     """The results for a terminal."""
     tables = []
-    for title, (header, *body) in zip((_title(found), None), _tables(found), strict=True):
+    for title, cells in zip((_title(found), None), _tables(found), strict=True):
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for i, name in enumerate(header):
-            table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
-        for cells in body:
-            table.add_row(*cells)
-        tables.append(table)
+        tables.append(fill(table, cells))
     return Group(*tables)
 
 
 def markdown(found: Results) -> str:
     """The results as markdown."""
-    blocks = [_title(found)]
-    for header, *body in _tables(found):
-        lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
-        blocks.append("\n".join("| " + " | ".join(cells) + " |" for cells in lines))
-    return "\n\n".join(blocks)
+    return "\n\n".join([_title(found), *map(markdown_table, _tables(found))])
 
 
 def _title(found: Results) -> str:

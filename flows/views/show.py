@@ -14,6 +14,7 @@ from rich.text import Text
 
 from flows.views.terminal import safe_text
 from polyepo.config import ConfigError
+from polyepo.metrics import THRESHOLD
 from storage import Catalog, connect, open_store, rows
 from tasks.runs.groups import no_such_run
 from tasks.runs.run import open_run
@@ -164,7 +165,7 @@ def _cluster(members: list[dict[str, Any]]) -> Panel:
 def _reward(reward: float | None, ungraded: str | None) -> Text:
     if reward is None:
         return Text(safe_text(ungraded or "–", limit=40))
-    return Text(f"{reward:.2g}", style="green" if reward > 0.5 else "red")
+    return Text(f"{reward:.2g}", style="green" if reward > THRESHOLD else "red")
 
 
 def _advantage(advantage: float | None) -> str:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.views.terminal import safe_text
-from storage import Store, open_store
+from storage import open_store
 from storage.files import FoundFile
 from tasks.runs.groups import members
 
@@ -32,7 +32,7 @@ def space_used(root: str, names: Iterable[str] = ()) -> dict[str, Counter[str]]:
     """
     store = open_store(root)
     runs = [run for name in names for run in members(root, name, unreadable=True)]
-    found = {run: _by_kind(store.files.find(f"runs/{run}")) for run in runs or _all(store)}
+    found = {run: _by_kind(store.files.find(f"runs/{run}")) for run in runs or store.run_names()}
     if not runs and (models := sum(file.size for file in store.files.find("models"))):
         found[_MODELS] = Counter({_OTHER: models})
     return found
@@ -51,11 +51,6 @@ def space_table(root: str, names: Iterable[str] = ()) -> Table:
         table.add_section()
         table.add_row("all", *_cells(sum(used.values(), Counter())))
     return table
-
-
-def _all(store: Store) -> list[str]:
-    """Runs by name, whether or not their records can be read."""
-    return store.files.names("runs")
 
 
 def _by_kind(files: Iterable[FoundFile]) -> Counter[str]:

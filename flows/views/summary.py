@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from flows.views.evaluation import evaluation_of
+from flows.views.tables import fill, markdown_table
 from polyepo.config import ConfigError, EvaluationConfig
 from tasks.runs.evaluations import HELDOUT, evaluated_steps, planned, read_evaluation
 from tasks.runs.groups import members
@@ -88,20 +89,12 @@ def render(summary: Summary) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    header, *body = _cells(summary)
-    for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
-    for cells in body:
-        table.add_row(*cells)
-    return table
+    return fill(table, _cells(summary))
 
 
 def markdown(summary: Summary) -> str:
     """The summary as a markdown table."""
-    header, *body = _cells(summary)
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    return "\n\n".join([_title(summary), table, *_notes(summary)])
+    return "\n\n".join([_title(summary), markdown_table(_cells(summary)), *_notes(summary)])
 
 
 def _row(run: Run, step: int, policy: str) -> Row:

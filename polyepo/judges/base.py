@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from polyepo.domains import Domain, Problem, Strategy
 from polyepo.labels import LabelStatus
+from polyepo.names import slug
 from polyepo.plugins import Coded
 
 
@@ -110,8 +110,7 @@ class Judge(Coded):
         if self.code is None:
             return self.name
         settings = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        slug = re.sub(r"[^a-z0-9]+", "-", self.name.rpartition(":")[2].lower()).strip("-")
-        return f"{slug}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+        return f"{slug(self.name.rpartition(':')[2])}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
 
     @property
     def missing_labels(self) -> MissingLabels:

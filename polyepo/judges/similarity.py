@@ -75,6 +75,7 @@ class EmbeddingJudge(_SimilarityJudge):
     @property
     def judge_id(self) -> str:
         """The judge's name, its model's name and its distance."""
+        # No slug: labels that are there keep the id that they have.
         model = "".join(c if c.isalnum() else "-" for c in self.model.lower()).strip("-")[-60:].strip("-")
         return f"{self.name}-{model}-{self.max_distance:g}"
 

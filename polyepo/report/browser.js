@@ -329,11 +329,11 @@ function describe(p, index) {
   p.index = index;
   const groups = new Map();
   p.c.forEach((cluster, i) => groups.set(cluster, [...(groups.get(cluster) ?? []), i]));
-  const right = (i) => p.w[i] > 0.5;
+  const right = (i) => isCorrect(p.w[i]);
   p.groups = [...groups].map(([id, members]) => ({ id, members, correct: members.filter(right).length }))
     .sort((a, b) => (isReal(b.id) - isReal(a.id)) || b.members.length - a.members.length || (b.correct > 0) - (a.correct > 0));
   p.graded = p.w.filter((w) => w != null).length;
-  p.correct = p.w.filter((w) => w > 0.5).length;
+  p.correct = p.w.filter(isCorrect).length;
   p.clusters = p.groups.filter((g) => isReal(g.id)).length;
   p.distinct = p.groups.filter((g) => isReal(g.id) && g.correct).length;
   p.degenerate = groups.get(DEGENERATE)?.length ?? 0;
@@ -342,7 +342,8 @@ function describe(p, index) {
   return p;
 }
 
-const verdict = (reward) => (reward == null ? "?" : reward > 0.5 ? "✓" : "✗");
+const isCorrect = (reward) => reward != null && reward > 0.5;
+const verdict = (reward) => (reward == null ? "?" : isCorrect(reward) ? "✓" : "✗");
 const isReal = (cluster) => cluster != null && cluster !== DEGENERATE;
 const byCluster = (a, b) => isReal(b) - isReal(a) || (a ?? 1e9) - (b ?? 1e9);
 const clusterName = (cluster) => (cluster === DEGENERATE ? "degenerate" : cluster == null ? "unlabelled" : String(cluster));

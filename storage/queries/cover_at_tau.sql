@@ -2,7 +2,7 @@
 CREATE OR REPLACE MACRO cover_at_tau(tau) AS TABLE
 SELECT run, benchmark, step, scoring, judge, avg((correct >= tau)::INT) AS cover_at_tau, count(*) AS problems
 FROM (
-    SELECT run, benchmark, step, scoring, judge, problem_id, avg((reward > 0.5)::INT) AS correct
+    SELECT run, benchmark, step, scoring, judge, problem_id, avg(is_correct(reward)::INT) AS correct
     FROM graded WHERE reward IS NOT NULL GROUP BY ALL
 )
 GROUP BY ALL ORDER BY ALL;

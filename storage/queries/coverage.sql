@@ -2,7 +2,7 @@
 CREATE OR REPLACE MACRO coverage() AS TABLE
 SELECT run, benchmark, step, scoring, judge, avg(solved::INT) AS coverage, count(*) AS problems
 FROM (
-    SELECT run, benchmark, step, scoring, judge, problem_id, bool_or(reward > 0.5) AS solved
+    SELECT run, benchmark, step, scoring, judge, problem_id, bool_or(is_correct(reward)) AS solved
     FROM graded WHERE reward IS NOT NULL GROUP BY ALL
 )
 GROUP BY ALL ORDER BY ALL;

@@ -3,7 +3,7 @@
 CREATE OR REPLACE MACRO div_at_k(k) AS TABLE
 WITH clusters AS (
     SELECT run, benchmark, step, scoring, judge, problem_id, cluster, count(*) AS samples,
-           count(*) FILTER (reward > 0.5 AND NOT degenerate) AS correct
+           count(*) FILTER (is_correct(reward) AND NOT degenerate) AS correct
     FROM graded WHERE reward IS NOT NULL AND labelled GROUP BY ALL
 ), problems_of AS (
     SELECT run, benchmark, step, scoring, judge, problem_id, sum(samples)::BIGINT AS samples,

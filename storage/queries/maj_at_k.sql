@@ -11,7 +11,7 @@ WITH voting AS (
 ), votes AS (
     SELECT run, benchmark, step, scoring, judge, problem_id, block, answer, count(*) AS votes FROM voting GROUP BY ALL
 ), grades AS (
-    SELECT run, benchmark, step, scoring, judge, problem_id, answer, avg((reward > 0.5)::INT) AS correct
+    SELECT run, benchmark, step, scoring, judge, problem_id, answer, avg(is_correct(reward)::INT) AS correct
     FROM voting WHERE answer IS NOT NULL GROUP BY ALL
 ), answers AS (
     SELECT v.* EXCLUDE (votes), votes, correct,

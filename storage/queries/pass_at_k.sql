@@ -4,7 +4,7 @@ CREATE OR REPLACE MACRO pass_at_k(k) AS TABLE
 SELECT run, benchmark, step, scoring, judge, avg(chance_of_one(samples, correct, k)) AS pass_at_k, count(*) AS problems
 FROM (
     SELECT run, benchmark, step, scoring, judge, problem_id, count(reward) AS samples,
-           count(*) FILTER (reward > 0.5) AS correct
+           count(*) FILTER (is_correct(reward)) AS correct
     FROM graded GROUP BY ALL
 )
 WHERE samples >= k

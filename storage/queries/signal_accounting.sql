@@ -5,7 +5,7 @@ CREATE OR REPLACE MACRO signal_accounting() AS TABLE
 WITH prompts_of AS (
     SELECT run, step, scoring, judge, problem_id, bool_and(advantage = 0) AS silent,
            count(reward) = count(*) AS graded, bool_and(degenerate OR cluster IS NOT NULL) AS labelled,
-           bool_or(coalesce(uses_clusters, true)) AS uses_clusters, bool_or(reward > 0.5) AS solved,
+           bool_or(coalesce(uses_clusters, true)) AS uses_clusters, bool_or(is_correct(reward)) AS solved,
            count(DISTINCT cluster) FILTER (NOT degenerate) AS clusters
     FROM scores GROUP BY ALL HAVING count(advantage) = count(*)
 ), reasons AS (

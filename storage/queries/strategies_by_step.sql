@@ -5,8 +5,8 @@ SELECT run, benchmark, step, scoring, judge, avg(successful) AS distinct_success
        avg(unsuccessful) AS distinct_unsuccessful, count(*) AS problems
 FROM (
     SELECT run, benchmark, step, scoring, judge, problem_id,
-           count(DISTINCT cluster) FILTER (NOT degenerate AND reward > 0.5) AS successful,
-           count(DISTINCT cluster) FILTER (NOT degenerate AND reward <= 0.5) AS unsuccessful
+           count(DISTINCT cluster) FILTER (NOT degenerate AND is_correct(reward)) AS successful,
+           count(DISTINCT cluster) FILTER (NOT degenerate AND NOT is_correct(reward)) AS unsuccessful
     FROM graded WHERE reward IS NOT NULL AND labelled GROUP BY ALL
 )
 GROUP BY ALL ORDER BY ALL;

@@ -4,11 +4,11 @@
 CREATE OR REPLACE MACRO strategy_changes(run_a, step_a, run_b, step_b, of_benchmark := 'train') AS TABLE
 WITH a AS (
     SELECT judge, problem_id, macro_strategy, micro_strategy, count(*) AS n FROM strategies
-    WHERE run = run_a AND step = step_a AND benchmark = of_benchmark AND reward > 0.5 AND cluster IS NOT NULL
+    WHERE run = run_a AND step = step_a AND benchmark = of_benchmark AND is_correct(reward) AND cluster IS NOT NULL
       AND (scoring IS NULL OR scoring = (SELECT scoring FROM runs WHERE run = run_a)) GROUP BY ALL
 ), b AS (
     SELECT judge, problem_id, macro_strategy, micro_strategy, count(*) AS n FROM strategies
-    WHERE run = run_b AND step = step_b AND benchmark = of_benchmark AND reward > 0.5 AND cluster IS NOT NULL
+    WHERE run = run_b AND step = step_b AND benchmark = of_benchmark AND is_correct(reward) AND cluster IS NOT NULL
       AND (scoring IS NULL OR scoring = (SELECT scoring FROM runs WHERE run = run_b)) GROUP BY ALL
 ), both_have AS (
     SELECT judge, problem_id FROM graded WHERE run = run_a AND step = step_a AND benchmark = of_benchmark

@@ -1,10 +1,12 @@
+-- is_correct: a response is correct when its reward is above 0.5; null if it could not be graded.
+CREATE OR REPLACE MACRO is_correct(reward) AS reward > 0.5;
+
 -- graded: every response that somebody graded, of training and of held-out evaluations, in one place. The other queries
 -- start here. `benchmark` is 'train' for training steps; with run and problem_id it names the problem, whose text is in
--- problems, where the column is called split. A response is correct when its reward is above 0.5; `reward` is null if it
--- could not be graded. `answer` is the same for final answers to a problem that mean the same: the number of their class,
--- or, before schema version 5, their text. It is null without an answer, and unknown unless `answers_read`: responses
--- that were imported with their rewards were read by nobody here. `cluster` is null if the response is degenerate, or if
--- it is not `labelled`.
+-- problems, where the column is called split. `reward` is null if it could not be graded. `answer` is the same for
+-- final answers to a problem that mean the same: the number of their class, or, before schema version 5, their text. It
+-- is null without an answer, and unknown unless `answers_read`: responses that were imported with their rewards were
+-- read by nobody here. `cluster` is null if the response is degenerate, or if it is not `labelled`.
 CREATE OR REPLACE VIEW graded AS
 SELECT run, 'train' AS benchmark, step, scoring, judge, problem_id, sample, reward, ungraded, parsed_answer,
        coalesce(answer_class::VARCHAR, parsed_answer) AS answer,

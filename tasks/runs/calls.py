@@ -17,7 +17,6 @@ import pyarrow as pa
 from polyepo.judges import Call, CallLog, Judge
 from polyepo.schemas import JUDGE_CALLS
 from storage import ArtifactKey
-from storage.layout import is_name
 from tasks.runs.run import Run
 
 FIRST_EVALUATION_SHARD = 1000
@@ -41,7 +40,7 @@ class RunCalls:
         self._open: OrderedDict[ArtifactKey, dict[str, list[Call]]] = OrderedDict()
         self.spent = 0.0
         """What this judge's calls in this run have cost; at most, where that is not known."""
-        names = [name for name in run.store.files.names("runs") if is_name(name)] if judge.reuses_all_runs else []
+        names = run.store.run_names() if judge.reuses_all_runs else []
         every = dict.fromkeys([run.name, *names])
         of_runs = run.store.each(lambda name: run.store.artifacts(name, "judge_calls"), every)
         keys = [key for found in of_runs for key in found]

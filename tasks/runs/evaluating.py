@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow as pa
 from polyepo.config import ConfigError, PolicyConfig, RunConfig, SamplingConfig, load_config
 from polyepo.domains import Maths
 from polyepo.judges import CallLog, Group, Judge, Label, ProgramJudge
+from polyepo.names import name_of
 from polyepo.policy.source import identify
 from polyepo.schemas import EVALS
 from polyepo.section import digest
@@ -209,7 +209,7 @@ def model_run(root: str, model: str, benchmark: str, config: str | None, setting
             sampling=SamplingConfig(prompts_per_step=1),
             judge=ProgramJudge(),
         )
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name).strip(".-")[:60] or "model"
+    stem = name_of(Path(model).name, longest=60, otherwise="model")
     content = f"{model}\0{digest(run_config.model_dump(mode='json'))}"
     name = f"{stem}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
     # A directory that holds another model by now is another run.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from polyepo.config import RUN_NAME, ConfigError
+from polyepo.config import ConfigError
 from polyepo.explain import did_you_mean
 from storage import Store, open_store
 
@@ -50,7 +50,7 @@ def arms_of(store: Store, group: str, unreadable: bool = False) -> list[str]:
 
     Of an arm whose own record cannot be read the others' records tell: `unreadable` lists it too.
     """
-    names = [run for run in _names(store) if run.startswith(f"{group}-")]
+    names = [run for run in store.run_names() if run.startswith(f"{group}-")]
     records = store.run_records(names)
     lost = [run for run in names if run not in records] if unreadable else []
     return _arms(records, group, lost)
@@ -69,7 +69,7 @@ def _arms(records: dict[str, dict[str, Any]], group: str, lost: Collection[str] 
 
 def no_such_run(store: Store, name: str) -> ConfigError:
     """What to say of a name that no run has."""
-    names = _names(store)
+    names = store.run_names()
     records = store.run_records(names)
     if arms := _arms(records, name):
         if len(arms) == 1:
@@ -84,10 +84,6 @@ def _groups(records: dict[str, dict[str, Any]]) -> set[str]:
     recorded = {str(record["group"]) for record in records.values() if record.get("group")}
     prefixes = {run[:i] for run in records for i, letter in enumerate(run) if letter == "-"}
     return recorded | {prefix for prefix in prefixes - recorded if _legacy_arms(records, prefix)}
-
-
-def _names(store: Store) -> list[str]:
-    return [name for name in store.files.names("runs") if RUN_NAME.fullmatch(name)]
 
 
 def _legacy_arms(records: dict[str, dict[str, Any]], group: str) -> list[str]:

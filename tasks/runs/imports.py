@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,10 @@ from polyepo.config import ConfigError, PolicyConfig, RunConfig, SamplingConfig
 from polyepo.domains import Domain, Problem
 from polyepo.imports import BadRow, Columns, Format, ImportedResponse, read_responses
 from polyepo.judges import ProgramJudge
+from polyepo.names import name_of
 from polyepo.schemas import ROLLOUTS, SCORES
 from polyepo.scoring import SetScoring
-from storage import ArtifactKey, Provenance, StoreError, open_store
+from storage import ArtifactKey, Provenance, open_store
 from tasks.runs.run import code_version, commit_problems, run_record
 from tasks.runs.scores import IMPORTED
 
@@ -80,8 +80,7 @@ def import_rollouts(
 
 
 def _run_name(file: Path, digest: str) -> str:
-    stem = re.sub(r"[^A-Za-z0-9._-]+|\.{2,}", "-", file.stem).strip("._-")[:80]
-    return f"{stem or 'import'}-{digest[:8]}"
+    return f"{name_of(file.stem, longest=80, otherwise='import')}-{digest[:8]}"
 
 
 def _digest(files: Sequence[Path], form: Format, columns: Columns, domain: Domain) -> str:
@@ -100,15 +99,10 @@ def _digest(files: Sequence[Path], form: Format, columns: Columns, domain: Domai
 def _claim(root: str, run: str, digest: str) -> None:
     """Take a run's name for this import; raises ConfigError if something else has it."""
     store = open_store(root)
-    path = f"{ArtifactKey(run, 'problems', 0).path.split('/problems/')[0]}/import.json"
-    claim = json.dumps({"digest": digest}).encode()
     record = store.run_record(run)
-    try:
-        theirs = record is not None and "imported" not in record
-        if theirs or (not store.files.create(path, claim) and store.files.read(path) != claim):
-            raise ConfigError(f"run {run!r} exists under {root!r} with other content; choose another --run")
-    except OSError as error:
-        raise StoreError(f"root {root!r} is not writable: {error}") from error
+    theirs = record is not None and "imported" not in record
+    if theirs or not store.claim_run(run, {"digest": digest}):
+        raise ConfigError(f"run {run!r} exists under {root!r} with other content; choose another --run")
 
 
 def _read(

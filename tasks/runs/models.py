@@ -8,7 +8,7 @@ from pathlib import Path
 from polyepo.config import RunConfig
 from polyepo.policy.language import Language, load_language
 from polyepo.section import digest
-from storage import ModelKey, Store
+from storage import ModelKey, Store, StoreError
 from storage.layout import AnyKey
 from tasks.runs.run import Run
 
@@ -55,8 +55,11 @@ def load_decoder(run: Run) -> Callable[[list[int]], str] | None:
 
 
 def _tokenizer_file(run: Run) -> Path | None:
-    if folder := _stored_files(run, lambda name: name == _TOKENIZER):
-        return folder / _TOKENIZER
+    try:
+        if folder := _stored_files(run, lambda name: name == _TOKENIZER):
+            return folder / _TOKENIZER
+    except StoreError:  # gone or damaged: `polyepo verify` says so
+        return None
     model = run.config.policy.model
     if model is None or Path(model).is_dir():
         return Path(model) / _TOKENIZER if model else None
@@ -77,4 +80,4 @@ def _stored_files(run: Run, wanted: Callable[[str], bool]) -> Path | None:
     if key is None or (manifest := run.store.manifest(key)) is None:
         return None
     names = [file.path for file in manifest.files if wanted(file.path)]
-    return run.store.files.local_copy(f"{manifest.path}/{manifest.attempt}", names)
+    return run.store.local_files(key, names)

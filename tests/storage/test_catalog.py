@@ -1,9 +1,11 @@
 """Every shipped query against a plain computation of the same number, on random artifacts."""
 
 import math
+import re
 import shutil
 import tempfile
 from collections import Counter, defaultdict
+from importlib import resources
 from pathlib import Path
 
 import duckdb
@@ -413,6 +415,16 @@ def test_opening_reads_one_manifest_per_step_and_no_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(type(store.files), "read", read)
     Catalog(str(tmp_path))
     assert len([path for path in reads if path.endswith("manifest.json")]) == 20
+
+
+def test_sql_and_the_report_call_correct_what_the_metrics_do(tmp_path):
+    connection = connect(str(make_root(tmp_path, []).root))
+    edge = metrics.THRESHOLD
+    for reward in (0.0, math.nextafter(edge, 0), edge, math.nextafter(edge, 1), 1.0):
+        (row,) = ask(connection, "SELECT is_correct($1) AS yes, is_correct(NULL) AS unknown", reward)
+        assert row == {"yes": metrics.coverage([[reward]]) == 1.0, "unknown": None}
+    script = (resources.files("polyepo.report") / "browser.js").read_text()
+    assert re.findall(r"> (0\.\d+)", script) == [str(edge)]
 
 
 def test_init_sql_makes_the_same_views_in_a_plain_duckdb(tmp_path):

@@ -78,6 +78,37 @@ def test_first_commit_wins_and_is_never_rewritten(root):
     assert Store(root).read_table(KEY)["macro_strategy"][0].as_py() == "first"
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_was_asked_before_does_not_alter_a_commit(root, asked):
+    store = Store(root)
+    first = commit(store)
+    assert not asked or store.exists(KEY)
+    assert commit(store) == first
+    Store(root).files.remove(KEY.path)  # by hand, to make it anew
+    assert not asked or store.exists(KEY), "manifests never change, so they are kept"
+    assert commit(store).attempt != first.attempt
+    assert Store(root).read_table(KEY, verify=True).equals(labels())
+
+
+def test_a_name_is_claimed_once(root):
+    assert [Store(root).claim_run("run", {"digest": d}) for d in ("a", "a", "b")] == [True, True, False]
+    assert Store(root).run_names() == ["run"]
+    assert Store(root).runs() == []
+
+
+def test_some_files_of_an_artifact(root, tmp_path):
+    (tmp_path / "model").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "model" / name).write_text(name * 3)
+    key = ArtifactKey("run", "checkpoints", 1)
+    Store(root).commit_files(key, tmp_path / "model", provenance=PROVENANCE)
+    fresh = Store(root)
+    folder = fresh.local_files(key, ["b", "c"])
+    assert (folder / "b").read_text() == "bbb"
+    assert not (folder / "c").exists()
+    assert fresh.files.fs is None or not (folder / "a").exists()
+
+
 def _race(arguments):
     root, number = arguments
     store = Store(root)

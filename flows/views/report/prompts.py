@@ -39,10 +39,10 @@ def read_prompts(source: Source) -> tuple[list[Prompt], str, dict[str, str]]:
     {differing}
 )
 SELECT run, benchmark, step, problem_id, count(*) AS responses, sum(characters)::BIGINT AS characters,
-       count(DISTINCT cluster) FILTER (reward > 0.5 AND NOT degenerate) AS successful,
-       coalesce(bool_or(reward > 0.5), false) AS solved, count(*) FILTER (degenerate) AS degenerate,
-       coalesce(min(advantage) FILTER (reward > 0.5) < 0 AND max(advantage) FILTER (reward <= 0.5) > 0, false)
-           AS sign_flipped,
+       count(DISTINCT cluster) FILTER (is_correct(reward) AND NOT degenerate) AS successful,
+       coalesce(bool_or(is_correct(reward)), false) AS solved, count(*) FILTER (degenerate) AS degenerate,
+       coalesce(min(advantage) FILTER (is_correct(reward)) < 0
+                AND max(advantage) FILTER (NOT is_correct(reward)) > 0, false) AS sign_flipped,
        benchmark = 'train' AND (run, step, problem_id) IN (FROM differing) AS disagree
 FROM own
 GROUP BY run, benchmark, step, problem_id
@@ -145,7 +145,7 @@ def read_histories(source: Source, shown: set[str]) -> tuple[dict[str, list[Any]
     """How the strategies of each problem came and went."""
     sql = f"""SELECT problem_id, run, benchmark, step,
        concat_ws(': ', macro_strategy, micro_strategy) AS strategy,
-       count(*) AS responses, count(*) FILTER (reward > 0.5) AS correct
+       count(*) AS responses, count(*) FILTER (is_correct(reward)) AS correct
 FROM strategies SEMI JOIN runs USING (run, judge)
 WHERE {source.where}
 GROUP BY ALL ORDER BY ALL"""  # noqa: S608 - names are quoted

@@ -18,6 +18,7 @@ from polyepo.judges.base import Judge, MissingLabels
 from polyepo.judges.llm.limits import JudgeError
 from polyepo.judges.llm.prompt import PLACEHOLDERS, RENDERING_VERSION, all_examples, default_template
 from polyepo.judges.llm.tokens import count_tokens
+from polyepo.names import slug
 from polyepo.section import Operational, operational
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -140,8 +141,7 @@ class LLMSettings(Judge):
             "rendering": RENDERING_VERSION,
         }
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        slug = re.sub(r"[^a-z0-9]+", "-", self.model.lower()).strip("-")[-60:].strip("-") or "model"
-        return f"llm-{slug}-{digest[:8]}"
+        return f"llm-{slug(self.model, longest=60) or 'model'}-{digest[:8]}"
 
     @property
     def instructions(self) -> str:
