@@ -18,7 +18,7 @@ from polyepo.domains import Domain
 from polyepo.judges import Judge
 from polyepo.objectives import Floats, Ints, MeanReward, PassAtN, Polychromic, SetObjective
 from polyepo.own_objective import OwnObjective
-from polyepo.section import Operational, Section, digest, results_only
+from polyepo.section import Operational, Section, added, digest, results_only
 
 _OBJECTIVES = ("polychromic", "pass_at_n", "mean_reward")
 
@@ -36,8 +36,8 @@ class OverlongPenalty(Section):
 class AnyMethod(Section):
     """What every scoring has."""
 
-    overlong_penalty: OverlongPenalty | None = Field(None, exclude_if=lambda penalty: penalty is None)
-    max_ungraded_rate: Annotated[float, Operational()] = Field(0.05, ge=0, le=1, exclude_if=lambda rate: rate == 0.05)
+    overlong_penalty: OverlongPenalty | None = added(None)
+    max_ungraded_rate: Annotated[float, Operational()] = added(0.05, ge=0, le=1)
     """Share of a step's responses that could not be graded above which the run stops. Their prompts take no part."""
 
     @property

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from polyepo.config import VLLMLaunch
+from polyepo.samplers.settings import VLLMLaunch
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _ENVIRONMENT = {

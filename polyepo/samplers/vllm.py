@@ -24,11 +24,12 @@ import httpx
 import numpy as np
 import torch
 
-from polyepo.config import SamplingConfig, VLLMSampling
+from polyepo.config import SamplingConfig
 from polyepo.errors import PolyepoError
 from polyepo.policy.model import Policy, check_context, response_logprobs
 from polyepo.samplers.base import Sample
 from polyepo.samplers.launch import LaunchedServer
+from polyepo.samplers.settings import VLLMSampling
 from polyepo.seeds import derive_seed
 
 _log = logging.getLogger(__name__)
