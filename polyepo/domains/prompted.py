@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from polyepo.domains.base import Domain, Prompt
+from polyepo.section import added
 
 
 class Prompted(Domain):
@@ -12,9 +13,9 @@ class Prompted(Domain):
 
     template: str
     """Text around each problem: {problem} is replaced, other braces stay."""
-    chat: bool = Field(False, exclude_if=lambda chat: not chat)
+    chat: bool = added(False)
     """Ask by chat messages, through the tokenizer's chat template; else by plain text."""
-    system_prompt: str | None = Field(None, exclude_if=lambda text: text is None)
+    system_prompt: str | None = added(None)
     """Chat only: the message of the system before the problem."""
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from polyepo.domains.dataset import read_rows, value_at
 from polyepo.domains.prompted import Prompted
 from polyepo.domains.text import split_problems
 from polyepo.functions import AnyFunction, Function, call, number
+from polyepo.section import added
 
 _ID_COLUMNS = ("id", "problem_id", "unique_id")
 
@@ -45,7 +46,7 @@ class Dataset(Prompted):
     """Column with an id of each problem; a hash of the row if there is none called id, problem_id or unique_id."""
     template: str = "{problem}"
     verify_with: AnyFunction = Field(alias="verify")
-    strategy_by: AnyFunction | None = Field(None, alias="strategy", exclude_if=lambda function: function is None)
+    strategy_by: AnyFunction | None = added(None, alias="strategy")
     num_workers: int = Field(2, ge=1)
     """Processes that call the functions."""
     timeout_s: float = Field(10.0, gt=0)

@@ -6,7 +6,7 @@ import os
 import socket
 from pathlib import Path
 
-from polyepo.config import VLLMLaunch
+from polyepo.samplers.settings import VLLMLaunch
 from polyepo.supervised import Supervised
 
 _ENVIRONMENT = {

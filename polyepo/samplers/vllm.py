@@ -23,11 +23,12 @@ from typing import Any
 import httpx
 import numpy as np
 
-from polyepo.config import SamplingConfig, VLLMSampling
+from polyepo.config import SamplingConfig
 from polyepo.errors import PolyepoError
 from polyepo.policy.trainer import Trainer
 from polyepo.samplers.base import Sample
 from polyepo.samplers.launch import LaunchedServer
+from polyepo.samplers.settings import VLLMSampling
 from polyepo.seeds import derive_seed
 
 _log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from polyepo.objectives import Floats, Ints
-from polyepo.section import Operational, Section
+from polyepo.section import Operational, Section, added
 
 
 class OverlongPenalty(Section):
@@ -23,8 +23,8 @@ class OverlongPenalty(Section):
 class AnyMethod(Section):
     """What every scoring has."""
 
-    overlong_penalty: OverlongPenalty | None = Field(None, exclude_if=lambda penalty: penalty is None)
-    max_ungraded_rate: Annotated[float, Operational()] = Field(0.05, ge=0, le=1, exclude_if=lambda rate: rate == 0.05)
+    overlong_penalty: OverlongPenalty | None = added(None)
+    max_ungraded_rate: Annotated[float, Operational()] = added(0.05, ge=0, le=1)
     """Share of a step's responses that could not be graded above which the run stops. Their prompts take no part."""
 
     @property

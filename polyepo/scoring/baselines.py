@@ -11,6 +11,7 @@ from polyepo import baselines
 from polyepo.advantages import grpo_advantages, grpo_div_advantages
 from polyepo.objectives import Floats, Ints
 from polyepo.scoring.base import AnyMethod
+from polyepo.section import added
 
 
 class OfRewards(AnyMethod):
@@ -69,7 +70,7 @@ class MaxRLScoring(OfRewards):
     """MaxRL (arXiv 2602.02710): (r_i - mean r) / mean r."""
 
     method: Literal["maxrl"]
-    overlong_penalty: None = Field(None, exclude_if=lambda penalty: penalty is None)
+    overlong_penalty: None = added(None)
     """It has none: rewards would fall below 0, where the mean is no rate of success."""
 
     def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int) -> Floats:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from polyepo.config import ConfigError, RunConfig, differences, parse_run, with_settings
+from polyepo.changes import differences
+from polyepo.config import ConfigError, RunConfig, parse_run, with_settings
 from polyepo.section import results_only
 from storage import open_store
 from storage.layout import check_name

@@ -12,7 +12,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from polyepo.config import ConfigError, RunConfig, as_settings, differences, validated
+from polyepo.changes import as_settings, differences
+from polyepo.config import ConfigError, RunConfig, validated
 from polyepo.policy.source import device_kind, files_digest, identify
 from polyepo.section import results_only
 from storage import Store

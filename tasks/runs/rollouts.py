@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from polyepo.config import RunConfig, VLLMSampling
+from polyepo.config import RunConfig
 from polyepo.domains import Problem
 from polyepo.policy.trainer import Trainer
 from polyepo.samplers.base import Sample
+from polyepo.samplers.settings import VLLMSampling
 from polyepo.seeds import derive_seed
 from tasks.runs.run import Run
 

@@ -7,11 +7,10 @@ import pytest
 import torch
 import yaml
 
+from polyepo.changes import as_settings, differences
 from polyepo.config import (
     ConfigError,
     RunConfig,
-    as_settings,
-    differences,
     load_config,
     load_judge,
     parse_config,

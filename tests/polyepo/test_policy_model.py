@@ -8,7 +8,7 @@ import torch
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from polyepo.config import ConfigError, PolicyConfig, SamplingConfig, UpdateConfig, VLLMSampling
+from polyepo.config import ConfigError, PolicyConfig, SamplingConfig, UpdateConfig
 from polyepo.domains import Maths, Problem
 from polyepo.policy.checkpoint import load_checkpoint, save_checkpoint
 from polyepo.policy.language import encode_prompt
@@ -16,6 +16,7 @@ from polyepo.policy.logprobs import response_logprobs
 from polyepo.policy.model import load_policy
 from polyepo.policy.trainer import LocalTrainer
 from polyepo.policy.update import Batch, update
+from polyepo.samplers.settings import VLLMSampling
 from polyepo.samplers.transformers import TransformersSampler
 from polyepo.samplers.vllm import VLLMSampler, stop_servers
 from polyepo.testing.vllm_server import FakeVLLM

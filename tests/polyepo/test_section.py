@@ -1,5 +1,7 @@
 """Configurations hold objects of exactly the classes that their record is read back as."""
 
+from typing import Annotated
+
 import pytest
 from pydantic import ValidationError
 
@@ -8,6 +10,7 @@ from polyepo.domains import Countdown, Maths, Polynomial, Verdict
 from polyepo.domains.dataset import ColumnFilter
 from polyepo.judges import AnswerJudge, LLMJudge
 from polyepo.scoring import GRPOScoring, OverlongPenalty, SetScoring
+from polyepo.section import Operational, Section, added, digest, results_only
 
 
 def subclass(kind):
@@ -67,3 +70,21 @@ def test_what_is_accepted_comes_back_as_it_was(changes):
 
 def test_a_subclass_is_good_for_itself():
     assert Generous.model_validate(Generous(max_c=3)).max_c == 3
+
+
+def test_a_setting_that_was_added_changes_no_digest_at_its_default():
+    class Older(Section):
+        a: int = 1
+
+    class Newer(Older):
+        b: list[int] = added([], max_length=1)
+        c: Annotated[float, Operational()] = added(0.5, ge=0)
+
+    assert digest(results_only(Newer())) == digest(results_only(Older()))
+    assert Newer(c=0.5).model_dump(mode="json") == {"a": 1}
+    given = Newer(b=[3], c=0.25)
+    assert given.model_dump(mode="json") == {"a": 1, "b": [3], "c": 0.25}
+    assert results_only(given) == {"a": 1, "b": [3]}
+    assert Newer.model_validate(given.model_dump(mode="json")) == given
+    with pytest.raises(ValidationError):
+        Newer(b=[1, 2])

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from polyepo.config import ConfigError, SamplingConfig, VLLMSampling
+from polyepo.config import ConfigError, SamplingConfig
 from polyepo.policy.trainer import LocalTrainer
 from polyepo.samplers import vllm
+from polyepo.samplers.settings import VLLMSampling
 from polyepo.samplers.vllm import SamplerError, VLLMSampler
 from tests.support.processes import PROJECT, is_running, wait_until_gone
 from tests.support.tiny_policy import PROMPTS, SEEDS, check, tiny_policy

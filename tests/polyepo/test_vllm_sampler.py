@@ -7,9 +7,10 @@ import time
 import pytest
 import torch
 
-from polyepo.config import ConfigError, SamplingConfig, VLLMSampling
+from polyepo.config import ConfigError, SamplingConfig
 from polyepo.policy.trainer import LocalTrainer
 from polyepo.samplers import vllm
+from polyepo.samplers.settings import VLLMSampling
 from polyepo.samplers.vllm import SamplerError, VLLMSampler, WeightsMismatchError
 from polyepo.testing.vllm_server import FakeVLLM
 from tests.support.tiny_policy import PROMPTS, SEEDS, check, tiny_policy

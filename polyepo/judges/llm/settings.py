@@ -19,7 +19,7 @@ from polyepo.judges.llm.limits import JudgeError
 from polyepo.judges.llm.prompt import PLACEHOLDERS, RENDERING_VERSION, all_examples, default_template
 from polyepo.judges.llm.tokens import count_tokens
 from polyepo.names import slug
-from polyepo.section import Operational, operational
+from polyepo.section import Operational, added, operational
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -60,7 +60,7 @@ class LLMSettings(Judge):
     whose cost is not known (no answer in time, or none that counts its tokens) counts as the most it can have cost."""
     context_tokens: int = Field(32768, ge=256)
     """Tokens that the model takes, prompt and reply together."""
-    tokenizer: str | None = Field(None, exclude_if=lambda tokenizer: tokenizer is None)
+    tokenizer: str | None = added(None)
     """The model's tokenizer, by which groups are found too long: a directory with a tokenizer.json, or a hub id.
     Without it three bytes count as a token, until the server says otherwise."""
     max_response_tokens: int = Field(2048, ge=16)

@@ -9,11 +9,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from polyepo.config import VLLMLaunch
 from polyepo.domains import Polynomial, Problem
 from polyepo.judges import Group
 from polyepo.judges.llm.judge import LLMJudge
 from polyepo.samplers.launch import LaunchedServer
+from polyepo.samplers.settings import VLLMLaunch
 from tests.support.attacks import ATTACKS
 from tests.support.judging import Log
 
