@@ -74,6 +74,9 @@ class PolicyConfig(Section):
     messages."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of the weights that are updated. bfloat16 rounds most updates of a small learning rate away."""
+    compute_dtype: Literal["float32", "bfloat16"] | None = Field(None, exclude_if=lambda dtype: dtype is None)
+    """Type that layers are computed in, over weights of `dtype`; bfloat16 on a GPU and float32 on the CPU if not given.
+    A vLLM server that the run launches computes in it, too."""
     device: Annotated[str, Operational()] = "auto"
     """A torch device, or "auto": CUDA if there is one, else the CPU. A run may move to another of the same kind."""
     num_threads: int | None = Field(None, ge=1, le=4096)

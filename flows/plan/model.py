@@ -21,7 +21,7 @@ from polyepo.config import PolicyConfig, RunConfig
 from polyepo.domains import Demonstrated, Problem
 from polyepo.policy import warm_start
 from polyepo.policy.language import encode_prompt
-from polyepo.policy.model import gradient_checkpointing, response_logprobs
+from polyepo.policy.logprobs import gradient_checkpointing, response_logprobs
 from polyepo.policy.source import hub_answers
 
 

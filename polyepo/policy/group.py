@@ -23,7 +23,7 @@ from polyepo.errors import ConfigError, PolyepoError
 from polyepo.policy.code import CODE
 from polyepo.policy.language import load_language
 from polyepo.policy.messages import from_batch
-from polyepo.policy.model import Policy, load_policy
+from polyepo.policy.model import Policy, compute_dtype, load_policy
 from polyepo.policy.source import check_processes, device_kind
 from polyepo.policy.update import Batch, NonFiniteError, UpdateMetrics
 from polyepo.samplers.base import Sample
@@ -251,7 +251,7 @@ class GroupTrainer:
         check_processes(group.resources.processes, config.device)
         self.language = load_language(source, config)
         self.device = device_kind(config.device)
-        self.dtype: str = config.dtype
+        self.dtype: str = str(compute_dtype(config)).removeprefix("torch.")
         self.version = self._group.load(
             source=str(source),
             policy=config.model_dump(mode="json"),

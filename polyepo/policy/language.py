@@ -33,7 +33,12 @@ class Language:
     @cached_property
     def padding_ids(self) -> range:
         """Ids that only fill up the model's vocabulary: the tokenizer has no token for them; none is ever sampled."""
-        return range(max(self.tokenizer.get_vocab().values()) + 1, self.vocabulary)
+        return range(self.known, self.vocabulary)
+
+    @cached_property
+    def known(self) -> int:
+        """Ids below this have a token, and those from it on only pad the vocabulary."""
+        return min(max(self.tokenizer.get_vocab().values()) + 1, self.vocabulary)
 
     def encode(self, problem: Problem) -> list[int]:
         """Token ids of a problem's prompt, in training as in evaluation. Raises ConfigError as `encode_prompt`."""

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForCausalLM
 from transformers.dynamic_module_utils import custom_object_save
@@ -24,7 +24,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from polyepo.config import ConfigError, PolicyConfig, UpdateConfig
 from polyepo.policy.checkpoint import OPTIMIZER, TensorFiles, read_version, write_version
 from polyepo.policy.language import load_language
-from polyepo.policy.model import Policy, cut_padding, limit_threads, load_model, make_optimizer
+from polyepo.policy.logprobs import Engine, choose_engine
+from polyepo.policy.model import Policy, compute_dtype, cut_padding, limit_threads, load_model, make_optimizer
 from polyepo.policy.ranks import Ranks
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -65,6 +66,9 @@ def load_sharded(
         raise ConfigError(error)
     limit_threads(config.num_threads)
     language = load_language(source, config)
+    chosen = choose_engine(whole) if whole is not None else Engine()
+    tiled, packed, why = ranks.tell([chosen.tiled, chosen.packed, chosen.why])
+    engine = Engine(tiled, packed, why, language.known, compute_dtype(config))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             language.model_config, dtype=getattr(torch, config.dtype), trust_remote_code=config.trust_remote_code
@@ -73,7 +77,8 @@ def load_sharded(
         model.generation_config = whole.generation_config
     _shard(model, ranks.size, device, offload)
     _fill(model, whole, torch.device("cpu") if offload else device)
-    policy = Policy(model, language, make_optimizer(model, update), ranks=ranks)
+    policy = Policy(model, language, make_optimizer(model, update), ranks=ranks, engine=engine)
+    register_fsdp_forward_method(model, "token_logprobs")
     cut_padding(model, language)
     if resume:
         _resume(policy, Path(source))

@@ -116,7 +116,7 @@ class LocalTrainer:
     @property
     def dtype(self) -> str:
         """The type that it computes in."""
-        return str(self.policy.model.dtype).removeprefix("torch.")
+        return str(self.policy.engine.dtype or self.policy.model.dtype).removeprefix("torch.")
 
     @property
     def processes(self) -> int:

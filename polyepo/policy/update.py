@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,9 @@ from torch.distributed.tensor import DTensor
 
 from polyepo.config import SamplingConfig, UpdateConfig
 from polyepo.errors import PolyepoError
+from polyepo.policy.logprobs import backward_pass
 from polyepo.policy.loss import surrogate_loss, token_weights
-from polyepo.policy.model import Policy, gradient_checkpointing, micro_batches, response_logprobs
+from polyepo.policy.model import Policy
 from polyepo.seeds import derive_seed
 
 # Rows that a rank computes without effect, when it has fewer micro-batches than others.
@@ -49,11 +50,6 @@ class Batch:
             self.truncated[rows],
         )
 
-    def micro_batches(self, budget: int) -> list[np.ndarray]:
-        """Row indices of groups within a token budget."""
-        lengths = [(len(p), len(r)) for p, r in zip(self.prompts, self.responses, strict=True)]
-        return micro_batches(lengths, budget)
-
 
 @dataclass(frozen=True)
 class UpdateMetrics:
@@ -73,15 +69,69 @@ class UpdateMetrics:
 
 
 @dataclass(frozen=True)
-class OldPolicy:
-    """What the policy before the update says of each row: its log-probabilities, and how the sampler's differ."""
+class Mismatch:
+    """How the log-probabilities of sampler and trainer differ, in nats, and the largest ratio trainer/sampler."""
 
-    logprobs: list[torch.Tensor]
-    importance: list[torch.Tensor]
-    entropy: float
-    mismatch: float
-    mismatch_max: float
+    mean: float
+    max: float
     importance_max: float
+
+
+class OldPolicy:
+    """What the policy before the update says of each response token: of N tokens, as far as it was computed.
+
+    Each rank computes some rows, and has all of them after `complete`: another may have to train on them.
+    """
+
+    def __init__(self, policy: Policy, batch: Batch) -> None:
+        self._ranks = policy.ranks
+        self._lengths = [len(response) for response in batch.responses]
+        self._starts = np.cumsum([0, *self._lengths])
+        self._logprobs_N = torch.zeros(self._starts[-1], dtype=policy.logprob_dtype, device=policy.device)
+        self._sampler_N = torch.as_tensor(np.concatenate(batch.sampler_logprobs)).to(self._logprobs_N)
+        self._entropy = 0.0
+
+    def note(
+        self, rows: np.ndarray, logprobs_BR: torch.Tensor, entropy_BR: torch.Tensor | None, mask_BR: torch.Tensor
+    ) -> None:
+        """Log-probabilities and entropies of some rows' tokens."""
+        assert entropy_BR is not None
+        self._entropy += float(entropy_BR[mask_BR].double().sum())
+        for b, row in enumerate(rows):
+            self._logprobs_N[self._starts[row] : self._starts[row + 1]] = logprobs_BR[b, : self._lengths[row]].detach()
+
+    def complete(self) -> None:
+        """Learn what other ranks have noted; every row must have been by one of them."""
+        self._logprobs_N = self._ranks.fill(self._logprobs_N)
+        (self._entropy,) = self._ranks.sum(self._entropy)
+
+    def logprobs(self, rows: np.ndarray) -> torch.Tensor:
+        """(B, R), padded with zeros."""
+        return self._padded(self._logprobs_N, rows)
+
+    def sampler_logprobs(self, rows: np.ndarray) -> torch.Tensor:
+        """(B, R), padded with zeros: the sampler's."""
+        return self._padded(self._sampler_N, rows)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all log-probabilities are numbers."""
+        return bool(torch.isfinite(self._logprobs_N).all())
+
+    @property
+    def entropy(self) -> float:
+        """Mean over all tokens, in nats."""
+        return self._entropy / len(self._logprobs_N)
+
+    def mismatch(self) -> Mismatch:
+        """Over all tokens."""
+        difference_N = self._logprobs_N - self._sampler_N
+        mean = float(difference_N.abs().double().sum()) / len(difference_N)
+        return Mismatch(mean, float(difference_N.abs().max()), float(difference_N.max().exp()))
+
+    def _padded(self, values_N: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+        parts = [values_N[self._starts[row] : self._starts[row + 1]] for row in rows]
+        return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
 
 
 def update(policy: Policy, batch: Batch, config: UpdateConfig, sampling: SamplingConfig, seed: int) -> UpdateMetrics:
@@ -98,25 +148,41 @@ def update(policy: Policy, batch: Batch, config: UpdateConfig, sampling: Samplin
     lr = config.lr * min(1.0, step / config.warmup_steps) if config.warmup_steps else config.lr
     for group in policy.optimizer.param_groups:
         group.update(lr=lr, betas=config.betas, weight_decay=config.weight_decay)
-    old = _old_policy(policy, batch, config, sampling)
+    minibatches = [
+        rows
+        for epoch in range(config.epochs)
+        for rows in _minibatches(batch, config, derive_seed(seed, step, "minibatches", epoch))
+    ]
+    old = OldPolicy(policy, batch)
+    # In the first minibatch the policy is the old one still, so that its own pass tells what the old one says.
+    first = _rows_with_signal(batch, _unfiltered(batch, minibatches[0], config))
+    _recompute(policy, batch, np.setdiff1d(np.arange(len(batch.responses)), first), old, config, sampling)
     losses, norms, clipped, trained_tokens = [], [], 0.0, 0
-    for epoch in range(config.epochs):
-        for rows in _minibatches(batch, config, derive_seed(seed, step, "minibatches", epoch)):
-            with gradient_checkpointing(policy.model, config.gradient_checkpointing):
-                loss, num_clipped, num_tokens = _accumulate_gradients(policy, batch, rows, old, config, sampling)
-            losses.append(loss)
-            norms.append(_optimizer_step(policy, config.max_grad_norm, loss))
-            clipped += num_clipped
-            trained_tokens += num_tokens
+    for number, rows in enumerate(minibatches):
+        with backward_pass(policy.model, policy.engine, config.gradient_checkpointing):
+            loss, num_clipped, num_tokens = _accumulate_gradients(
+                policy, batch, rows, old, config, sampling, is_old=number == 0
+            )
+        if number == 0:
+            old.complete()
+            if not old.finite:
+                raise NonFiniteError(f"step {step}: the policy's log-probabilities are not finite")
+        if not math.isfinite(loss):
+            raise NonFiniteError(f"step {step}: loss is {loss}; the weights were not updated")
+        losses.append(loss)
+        norms.append(_optimizer_step(policy, config.max_grad_norm, loss))
+        clipped += num_clipped
+        trained_tokens += num_tokens
+    mismatch = old.mismatch()
     policy.version = step
     return UpdateMetrics(
         loss=float(np.mean(losses)),
         grad_norm=float(np.mean(norms)),
         clip_fraction=clipped / max(trained_tokens, 1),
         entropy=old.entropy,
-        logprob_mismatch=old.mismatch,
-        logprob_mismatch_max=old.mismatch_max,
-        importance_weight_max=old.importance_max,
+        logprob_mismatch=mismatch.mean,
+        logprob_mismatch_max=mismatch.max,
+        importance_weight_max=mismatch.importance_max,
         lr=lr,
         num_responses=len(batch.responses),
         num_tokens=sum(map(len, batch.responses)),
@@ -125,41 +191,27 @@ def update(policy: Policy, batch: Batch, config: UpdateConfig, sampling: Samplin
 
 
 @torch.no_grad()
-def _old_policy(policy: Policy, batch: Batch, config: UpdateConfig, sampling: SamplingConfig) -> OldPolicy:
-    """Recompute log-probabilities with the trainer's own weights, once: the sampler's differ slightly.
+def _recompute(
+    policy: Policy, batch: Batch, rows: np.ndarray, old: OldPolicy, config: UpdateConfig, sampling: SamplingConfig
+) -> None:
+    """Log-probabilities by the trainer's own weights, before they change: the sampler's differ slightly."""
+    for micro_rows, counts in _micro_batches(policy, batch, rows, config):
+        part = batch.select(micro_rows)
+        found = policy.logprobs(part.prompts, part.responses, sampling.temperature, with_entropy=True)
+        if counts:
+            old.note(micro_rows, *found)
 
-    Each rank computes some rows and has all in the end: another may train on them.
-    """
-    ranks = policy.ranks
-    lengths = [len(response) for response in batch.responses]
-    starts = np.cumsum([0, *lengths])
-    flat = torch.zeros(starts[-1], dtype=policy.logprob_dtype, device=policy.device)
-    entropy = 0.0
-    for rows in ranks.share(batch.micro_batches(config.micro_batch_tokens)):
-        part = batch.select(_FILLER if rows is None else rows)
-        logprobs_BR, entropy_BR, mask_BR = response_logprobs(
-            policy.model, part.prompts, part.responses, sampling.temperature
-        )
-        if rows is None:
-            continue
-        entropy += float(entropy_BR[mask_BR].double().sum())
-        for b, row in enumerate(rows):
-            flat[starts[row] : starts[row + 1]] = logprobs_BR[b, : lengths[row]]
-    (entropy,) = ranks.sum(entropy)
-    logprobs = list(ranks.fill(flat).split(lengths))
-    if not torch.isfinite(flat).all():
-        raise NonFiniteError(f"step {policy.version + 1}: the policy's log-probabilities are not finite")
-    sampler = torch.as_tensor(np.concatenate(batch.sampler_logprobs), dtype=flat.dtype, device=flat.device)
-    difference = flat - sampler
-    weight = difference.exp()
-    return OldPolicy(
-        logprobs,
-        list(weight.split(lengths)),
-        entropy / len(flat),
-        float(difference.abs().double().sum()) / len(flat),
-        float(difference.abs().max()),
-        float(weight.max()),
-    )
+
+def _micro_batches(
+    policy: Policy, batch: Batch, rows: np.ndarray, config: UpdateConfig
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """This rank's share of some rows, by forward pass, and whether it counts: ranks with fewer make as many passes."""
+    if len(rows):
+        part = batch.select(rows)
+        for local in policy.ranks.share(
+            policy.engine.micro_batches(part.prompts, part.responses, config.micro_batch_tokens)
+        ):
+            yield (rows[_FILLER], False) if local is None else (rows[local], True)
 
 
 def _minibatches(batch: Batch, config: UpdateConfig, seed: int) -> list[np.ndarray]:
@@ -181,39 +233,31 @@ def _accumulate_gradients(
     old: OldPolicy,
     config: UpdateConfig,
     sampling: SamplingConfig,
+    is_old: bool,
 ) -> tuple[float, float, int]:
-    """Backward passes over one minibatch; returns its loss, its clipped tokens and the tokens that took part."""
-    if config.overlong_filtering:
-        rows = rows[~batch.truncated[rows]]
-    minibatch = batch.select(rows)
-    num_tokens = sum(map(len, minibatch.responses))
-    silent = _problems_without_signal(minibatch)
-    active = np.array([r for r in rows if batch.problem_ids[r] not in silent], dtype=int)
+    """Backward passes over one minibatch; returns its loss, its clipped tokens and the tokens that took part.
+
+    If the policy is still the old one, what it says is noted there, and the ratio is exactly 1.
+    """
+    rows = _unfiltered(batch, rows, config)
+    num_tokens = sum(len(batch.responses[row]) for row in rows)
     total, clipped, trained = 0.0, 0.0, 0
     policy.optimizer.zero_grad(set_to_none=True)
-    if not len(active):
-        return total, clipped, trained
-    for local in policy.ranks.share(batch.select(active).micro_batches(config.micro_batch_tokens)):
-        micro_rows = active[_FILLER if local is None else local]
+    for micro_rows, counts in _micro_batches(policy, batch, _rows_with_signal(batch, rows), config):
         part = batch.select(micro_rows)
-        logprobs_BR, _, mask_BR = response_logprobs(policy.model, part.prompts, part.responses, sampling.temperature)
-        pad = torch.nn.utils.rnn.pad_sequence
-        old_BR = pad([old.logprobs[r] for r in micro_rows], batch_first=True)
+        logprobs_BR, entropy_BR, mask_BR = policy.logprobs(part.prompts, part.responses, sampling.temperature, is_old)
+        old_BR = logprobs_BR.detach()
+        if not is_old:
+            old_BR = torch.where(mask_BR, old.logprobs(micro_rows), old_BR)
+        elif counts:
+            old.note(micro_rows, logprobs_BR, entropy_BR, mask_BR)
         advantages_B = torch.as_tensor(part.advantages, dtype=logprobs_BR.dtype, device=policy.device)
-        losses_BR, clipped_BR = surrogate_loss(
-            logprobs_BR,
-            torch.where(mask_BR, old_BR, logprobs_BR.detach()),
-            advantages_B,
-            config.clip_low,
-            config.clip_high,
-        )
+        losses_BR, clipped_BR = surrogate_loss(logprobs_BR, old_BR, advantages_B, config.clip_low, config.clip_high)
         if config.importance_cap is not None:
-            weights_BR = pad([old.importance[r] for r in micro_rows], batch_first=True)
-            losses_BR = losses_BR * weights_BR.clamp_max(config.importance_cap)
-        weights_BR = token_weights(
-            mask_BR, config.loss_norm, len(minibatch.responses), num_tokens, sampling.max_response_tokens
-        )
-        if local is None:
+            importance_BR = (old_BR - old.sampler_logprobs(micro_rows)).exp()
+            losses_BR = losses_BR * importance_BR.clamp_max(config.importance_cap)
+        weights_BR = token_weights(mask_BR, config.loss_norm, len(rows), num_tokens, sampling.max_response_tokens)
+        if not counts:
             mask_BR, weights_BR = torch.zeros_like(mask_BR), torch.zeros_like(weights_BR)
         loss = (losses_BR.double() * weights_BR).sum()
         # FSDP averages the ranks' gradients, and the weights divide by the whole minibatch already.
@@ -221,16 +265,19 @@ def _accumulate_gradients(
         total += float(loss.detach())
         clipped += float((clipped_BR & mask_BR).sum())
         trained += int(mask_BR.sum())
-    loss_sum, clipped_sum, trained_sum = policy.ranks.sum(total, clipped, trained)
-    if not math.isfinite(loss_sum):
-        policy.optimizer.zero_grad(set_to_none=True)
-        raise NonFiniteError(f"step {policy.version + 1}: loss is {loss_sum}; the weights were not updated")
-    return loss_sum, clipped_sum, int(trained_sum)
+    total, clipped, trained_sum = policy.ranks.sum(total, clipped, trained)
+    return total, clipped, int(trained_sum)
 
 
-def _problems_without_signal(batch: Batch) -> set[str]:
-    loud = {p for p, a in zip(batch.problem_ids, batch.advantages, strict=True) if a != 0}
-    return set(batch.problem_ids) - loud
+def _unfiltered(batch: Batch, rows: np.ndarray, config: UpdateConfig) -> np.ndarray:
+    """The rows that take part in loss and denominators."""
+    return rows[~batch.truncated[rows]] if config.overlong_filtering else rows
+
+
+def _rows_with_signal(batch: Batch, rows: np.ndarray) -> np.ndarray:
+    """The rows of prompts of which any advantage is not exactly 0: without one there is no gradient."""
+    loud = {batch.problem_ids[row] for row in rows if batch.advantages[row] != 0}
+    return np.array([row for row in rows if batch.problem_ids[row] in loud], dtype=int)
 
 
 def _optimizer_step(policy: Policy, max_grad_norm: float, loss: float) -> float:
@@ -263,12 +310,9 @@ def compute_logprobs(
     lengths = [len(response) for response in responses]
     starts = np.cumsum([0, *lengths])
     flat = torch.zeros(starts[-1], dtype=policy.logprob_dtype, device=policy.device)
-    pairs = [(len(p), len(r)) for p, r in zip(prompts, responses, strict=True)]
-    for rows in policy.ranks.share(micro_batches(pairs, micro_batch_tokens)):
+    for rows in policy.ranks.share(policy.engine.micro_batches(prompts, responses, micro_batch_tokens)):
         chosen = _FILLER if rows is None else rows
-        logprobs_BR, _, _ = response_logprobs(
-            policy.model, [prompts[r] for r in chosen], [responses[r] for r in chosen], temperature
-        )
+        logprobs_BR, _, _ = policy.logprobs([prompts[r] for r in chosen], [responses[r] for r in chosen], temperature)
         for b, row in enumerate([] if rows is None else rows):
             flat[starts[row] : starts[row + 1]] = logprobs_BR[b, : lengths[row]]
     return [part.cpu().numpy() for part in policy.ranks.fill(flat).split(lengths)]

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from polyepo.config import WarmStart
 from polyepo.domains import Demonstrated
 from polyepo.policy.language import Language, encode_prompt
-from polyepo.policy.model import response_logprobs
+from polyepo.policy.logprobs import response_logprobs
 from polyepo.seeds import derive_seed
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"

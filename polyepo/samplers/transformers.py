@@ -9,7 +9,8 @@ import torch
 from transformers import DynamicCache
 
 from polyepo.config import SamplingConfig
-from polyepo.policy.model import Policy, left_padded, position_ids
+from polyepo.policy.logprobs import left_padded, position_ids
+from polyepo.policy.model import Policy
 from polyepo.samplers.base import Sample
 
 _UNIFORMS_AT_A_TIME = 64

@@ -27,7 +27,8 @@ from polyepo.config import SamplingConfig, UpdateConfig, parse_config
 from polyepo.findings import Severity
 from polyepo.judges import Group
 from polyepo.policy.language import Language
-from polyepo.policy.model import Policy, micro_batches
+from polyepo.policy.logprobs import choose_engine, micro_batches
+from polyepo.policy.model import Policy
 from polyepo.policy.update import Batch, update
 from polyepo.policy.warm_start import word_tokenizer
 from storage import open_store
@@ -151,9 +152,8 @@ def test_the_updates_memory_is_what_the_allocator_then_held(config, dtype, check
     model = facts(config, dtype)
     real = model.build().eval()
     optimizer = torch.optim.AdamW(real.parameters(), lr=1e-4)
-    policy = Policy(
-        real, Language(word_tokenizer([str(i) for i in range(2997)]), real.config, frozenset([0])), optimizer
-    )
+    language = Language(word_tokenizer([str(i) for i in range(2997)]), real.config, frozenset([0]))
+    policy = Policy(real, language, optimizer, engine=choose_engine(real))
     rng = np.random.default_rng(0)
     shape, rows = Shape(8, 20, 60), range(16)
     batch = Batch(

@@ -12,7 +12,8 @@ from polyepo.config import ConfigError, PolicyConfig, SamplingConfig, UpdateConf
 from polyepo.domains import Maths, Problem
 from polyepo.policy.checkpoint import load_checkpoint, save_checkpoint
 from polyepo.policy.language import encode_prompt
-from polyepo.policy.model import load_policy, response_logprobs
+from polyepo.policy.logprobs import response_logprobs
+from polyepo.policy.model import load_policy
 from polyepo.policy.trainer import LocalTrainer
 from polyepo.policy.update import Batch, update
 from polyepo.samplers.transformers import TransformersSampler

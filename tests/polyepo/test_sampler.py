@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from polyepo.config import SamplingConfig
-from polyepo.policy.model import response_logprobs
+from polyepo.policy.logprobs import response_logprobs
 from polyepo.samplers.transformers import TransformersSampler
 from tests.polyepo.test_update import VOCABULARY, tiny_policy
 

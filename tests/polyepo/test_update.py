@@ -12,8 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from polyepo.config import SamplingConfig, UpdateConfig
 from polyepo.policy.language import Language
+from polyepo.policy.logprobs import choose_engine, micro_batches
 from polyepo.policy.loss import surrogate_loss, token_weights
-from polyepo.policy.model import Policy, micro_batches
+from polyepo.policy.model import Policy
 from polyepo.policy.update import Batch, NonFiniteError, update
 from polyepo.policy.warm_start import word_tokenizer
 
@@ -30,7 +31,12 @@ def tiny_policy(lr=1e-2, dtype=torch.float64):
         )
     ).to(dtype).eval()  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
-    return Policy(model, Language(word_tokenizer(list("abcdefgh")), model.config, frozenset({1})), optimizer)
+    return Policy(
+        model,
+        Language(word_tokenizer(list("abcdefgh")), model.config, frozenset({1})),
+        optimizer,
+        engine=choose_engine(model),
+    )
 
 
 def random_batch(seed, num_problems=4, num_responses=3, zero_problem=True):

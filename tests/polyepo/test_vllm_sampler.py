@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from polyepo.config import ConfigError, SamplingConfig, VLLMSampling
-from polyepo.policy.model import response_logprobs
+from polyepo.policy.logprobs import response_logprobs
 from polyepo.policy.trainer import LocalTrainer
 from polyepo.samplers import vllm
 from polyepo.samplers.vllm import SamplerError, VLLMSampler, WeightsMismatchError
