@@ -15,7 +15,7 @@ from safetensors import safe_open
 def weights_digest(directory: Path) -> str:
     """SHA-256 over names, shapes and bytes of all tensors of a model directory, in name order."""
     digest = hashlib.sha256()
-    for name, tensor in _tensors(directory):
+    for name, tensor in open_tensors(directory):
         digest.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -24,7 +24,9 @@ def weights_digest(directory: Path) -> str:
 def compare_changes(before: Path, own: Path, other: Path) -> tuple[float, float, float]:
     """Two changes of the weights in `before`, in float64: their cosine similarity (NaN if one is none), their norms."""
     dot = square_own = square_other = 0.0
-    for (_, start), (_, one), (_, two) in zip(_tensors(before), _tensors(own), _tensors(other), strict=True):
+    for (_, start), (_, one), (_, two) in zip(
+        open_tensors(before), open_tensors(own), open_tensors(other), strict=True
+    ):
         change_own, change_other = one.double() - start.double(), two.double() - start.double()
         dot += float((change_own * change_other).sum())
         square_own += float(change_own.square().sum())
@@ -33,7 +35,7 @@ def compare_changes(before: Path, own: Path, other: Path) -> tuple[float, float,
     return dot / (norms[0] * norms[1]) if all(norms) else math.nan, *norms
 
 
-def _tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def open_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor with its name, in name order."""
     files: dict[str, Path] = {}
     for path in sorted(directory.glob("model*.safetensors")):
