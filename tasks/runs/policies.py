@@ -17,6 +17,7 @@ from polyepo.policy.update import Batch, UpdateMetrics
 from storage import ArtifactKey
 from tasks.runs.models import initial_model, load_run_language
 from tasks.runs.run import Run
+from tasks.runs.version import code_version
 
 disable_progress_bar()  # transformers draws one for every model it loads, log file or not
 
@@ -25,8 +26,8 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-2
-"""How far loss and gradient norm of an update may be from those recorded, relative to the larger of the two, if another
-number of processes applies it again: rounding differs, and grows over the steps since the checkpoint."""
+"""How far loss and gradient norm of an update may be from those recorded, relative to the larger of the two, where it is
+not the same bits: rounding differs, and grows over the steps since the checkpoint."""
 
 _FETCHED_STEPS = 16  # whose tables are asked for side by side before their updates are applied again
 
@@ -173,21 +174,29 @@ def _inherited(
 
 
 def check_replay(run: Run, step: int, trainer: Trainer, metrics: UpdateMetrics) -> None:
-    """Raise ReplayError unless an update that was applied again measured what the run recorded (on the CPU).
+    """Raise ReplayError unless an update that was applied again measured what the run recorded.
 
-    So many processes as then give the same bits; another number adds in another order, and agrees within `TOLERANCE`.
+    On the CPU, the same code and so many processes as then give the same bits. On a GPU, with another number of
+    processes, or for an update that older code computed by padded rows (it recorded no number of processes), sums are
+    added in another order: they agree within `TOLERANCE`.
     """
     row = run.store.read_table(run.key("updates", step), columns=["loss", "grad_norm", "trainer_processes"])
     (recorded,) = row.to_pylist()
-    processes = recorded.pop("trainer_processes") or 1  # rows without were made by one
+    processes = recorded.pop("trainer_processes")
     replayed = {"loss": metrics.loss, "grad_norm": metrics.grad_norm}
-    tolerance = 0.0 if processes == trainer.processes else TOLERANCE
-    scale = max(abs(recorded["loss"]), abs(recorded["grad_norm"]))
+    exact = processes == trainer.processes and trainer.device == "cpu"
+    tolerance = 0.0 if exact else TOLERANCE * max(abs(recorded["loss"]), abs(recorded["grad_norm"]))
     off = max(abs(replayed[name] - recorded[name]) for name in replayed)
-    if off > tolerance * scale and trainer.device == "cpu":
-        elsewhere = f" (by {processes} processes, and now by {trainer.processes})" if tolerance else ""
+    if off > tolerance:
         raise ReplayError(
-            f"run {run.name!r}, step {step}: replaying the update gave {replayed}, but the run recorded "
-            f"{recorded}{elsewhere}. "
+            f"run {run.name!r}, step {step}: replaying the update gave {replayed}, but the run recorded {recorded}, "
+            f"which is {'not the same' if exact else f'further off than {TOLERANCE:g} of the larger of the two'}. "
+            f"It was computed by {processes or 1} processes and code {_code_of(run, step)}, and now by "
+            f"{trainer.processes} and {code_version()}. "
             "The model, the versions of torch or transformers, or policy.num_threads are not those of the run."
         )
+
+
+def _code_of(run: Run, step: int) -> str:
+    manifest = run.store.manifest(run.key("updates", step))
+    return manifest.code_version if manifest is not None else "that nobody recorded"
