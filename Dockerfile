@@ -15,7 +15,7 @@ COPY polyepo polyepo
 COPY storage storage
 COPY tasks tasks
 COPY flows flows
-RUN pip install -c constraints.txt .
+RUN pip install -c constraints.txt '.[pipeline]'
 
 FROM python:3.11.13-slim-bookworm
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from polyepo.extras import require
 from polyepo.objectives import DEGENERATE, THRESHOLD, Bools, Floats, Ints, num_distinct
 
 
@@ -302,6 +303,7 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
         raise ValueError(f"values must be at least two numbers, none NaN, but are {values!r}")
     if not 0 < level < 1:
         raise ValueError(f"level {level} must lie between 0 and 1")
+    require("judge", "scipy")
     from scipy.stats import t  # here: the metrics alone need numpy only
 
     half = float(t.ppf((1 + level) / 2, len(values_S) - 1)) * values_S.std(ddof=1) / math.sqrt(len(values_S))

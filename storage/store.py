@@ -25,8 +25,9 @@ from pydantic import ValidationError
 
 from polyepo.schemas import SCHEMA_VERSION, TABLES, VALUES
 from storage.errors import CorruptArtifactError, StoreError
-from storage.files import Files, open_files
+from storage.files import Files
 from storage.layout import AnyKey, ArtifactKey, check_name, is_name, parse_path, stage_path
+from storage.local import LocalFiles
 from storage.manifest import FileEntry, Manifest, Provenance
 
 _LOG = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class Store:
 
     def __init__(self, root: str, **options: Any) -> None:
         self.root = root
-        self.files = open_files(root, **options)
+        self.files = _open_files(root, **options)
         self._manifests: dict[str, Manifest] = {}
         self._kept: dict[str, bytes] = {}
         self._pending: dict[str, Future[Manifest]] = {}
@@ -471,6 +472,18 @@ class Store:
 
 def _settings_folder(run: str) -> str:
     return f"runs/{check_name('run', run)}/settings"
+
+
+def _open_files(root: str, **options: Any) -> Files:
+    """Files under a local path or s3://bucket/prefix. Raises StoreError if the root is neither."""
+    if root.startswith("s3://"):
+        from storage.s3 import S3Files  # takes half a second to import
+
+        return S3Files(root, **options)
+    root = root.removeprefix("file://")
+    if "://" in root:
+        raise StoreError(f"root {root!r} must be a local path or s3://bucket/prefix")
+    return LocalFiles(root)
 
 
 @lru_cache(maxsize=8)

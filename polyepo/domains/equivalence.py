@@ -21,6 +21,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from polyepo.domains.notation import squeezed
+from polyepo.extras import require
 
 _MAX_BYTES = 4 * 2**30
 """Address space of a worker: an answer that asks for more, such as a huge power, is not compared."""
@@ -94,6 +95,7 @@ class _Worker:
     """One process. It talks JSON lines, so that nothing is unpickled and no main module is imported again."""
 
     def __init__(self, processor_s: float) -> None:
+        require("judge", "sympy", "latex2sympy2_extended", "math_verify")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "polyepo.domains.equivalence", str(processor_s)],
             stdin=subprocess.PIPE,

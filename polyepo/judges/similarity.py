@@ -12,6 +12,7 @@ from pydantic import Field
 
 from polyepo.domains import Domain
 from polyepo.errors import ConfigError
+from polyepo.extras import require
 from polyepo.judges.base import CallLog, Group, Judge, Label
 from polyepo.labels import LabelStatus
 
@@ -59,6 +60,7 @@ class TextJudge(_SimilarityJudge):
     name: Literal["text"] = "text"
 
     def _vectors(self, texts: Sequence[str]) -> np.ndarray:
+        require("judge", "sklearn")
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True)
@@ -90,6 +92,7 @@ class EmbeddingJudge(_SimilarityJudge):
 
 def agglomerate(vectors_TD: np.ndarray, max_distance: float) -> list[int]:
     """Clusters of T >= 2 vectors by average linkage of cosine distances; a zero vector is far from every other."""
+    require("judge", "sklearn")
     from sklearn.cluster import AgglomerativeClustering
 
     norms_T1 = np.linalg.norm(vectors_TD, axis=1, keepdims=True)

@@ -26,8 +26,8 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-2
-"""How far loss and gradient norm of an update may be from those recorded, relative to the larger of the two, where it is
-not the same bits: rounding differs, and grows over the steps since the checkpoint."""
+"""How far loss and gradient norm of an update may be from those recorded, relative to the larger of the two, where they
+are not the same bits: rounding differs, and grows over the steps since the checkpoint."""
 
 _FETCHED_STEPS = 16  # whose tables are asked for side by side before their updates are applied again
 

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from polyepo.domains import Domain
+from polyepo.extras import require
 from polyepo.judges.base import CallLog, Estimate, Group, Label
 from polyepo.judges.llm.settings import LLMSettings
 
@@ -65,6 +66,7 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 @lru_cache(maxsize=8)
 def _client(judge_json: str) -> Client:
+    require("judge", "openai", "httpx2")
     from polyepo.judges.llm.client import Client
 
     return Client(LLMJudge.model_validate_json(judge_json))
