@@ -75,10 +75,10 @@ def load_policy(source: str | Path, config: PolicyConfig, update: UpdateConfig) 
     return Policy(model, language, make_optimizer(model, update), engine=engine)
 
 
-def compute_dtype(config: PolicyConfig) -> torch.dtype:
-    """The type that layers are computed in: as set, else bfloat16 on a GPU."""
-    default = "bfloat16" if config.dtype == "bfloat16" or device_kind(config.device) == "cuda" else "float32"
-    return getattr(torch, config.compute_dtype or default)
+def compute_dtype(config: PolicyConfig) -> torch.dtype | None:
+    """The type that layers are computed in if it is not the weights': as set, else bfloat16 on a GPU."""
+    dtype = config.compute_dtype or ("bfloat16" if device_kind(config.device) == "cuda" else config.dtype)
+    return None if dtype == config.dtype else getattr(torch, dtype)
 
 
 def load_model(source: str | Path, config: PolicyConfig) -> Any:
