@@ -90,6 +90,15 @@ class PolicyConfig(Section):
             raise ValueError("policy.revision goes with policy.model, a hub id")
         return self
 
+    @model_validator(mode="after")
+    def _computes_in_what_there_is(self) -> PolicyConfig:
+        if self.dtype == "bfloat16" and self.compute_dtype == "float32":
+            raise ValueError(
+                "policy.compute_dtype float32 cannot be with weights in policy.dtype bfloat16: leave it out, or set "
+                "policy.dtype: float32"
+            )
+        return self
+
     @field_validator("device")
     @classmethod
     def _is_a_device(cls, device: str) -> str:
