@@ -65,7 +65,10 @@ def replay(
 def rebuilt_markdown(run: str, found: dict[str, Any], output: str | None) -> str:
     """What a replay found, as markdown."""
     if found["checkpoint"] is None:
-        verdict = "every update gave the loss and gradient norm that the run recorded; this step has no checkpoint"
+        verdict = (
+            "every update gave the loss and gradient norm that the run recorded, to the bit or within what the log "
+            "says; this step has no checkpoint"
+        )
     elif found["checkpoint"] == found["weights"]:
         verdict = "bit-identical to the committed checkpoint"
     else:

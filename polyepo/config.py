@@ -80,6 +80,9 @@ class PolicyConfig(Section):
     """A torch device, or "auto": CUDA if there is one, else the CPU. A run may move to another of the same kind."""
     num_threads: int | None = Field(None, ge=1, le=4096)
     """CPU threads. One run must keep one number, or its floating-point sums change."""
+    deterministic: bool = Field(False, exclude_if=lambda deterministic: not deterministic)
+    """Compute by kernels that add in one order, at some cost in speed: then a GPU, too, gives the same bits again, and
+    replays are exact on the same kind of card. On the CPU they are in any case."""
 
     @model_validator(mode="after")
     def _one_source(self) -> PolicyConfig:
@@ -87,6 +90,15 @@ class PolicyConfig(Section):
             raise ValueError("set exactly one of policy.model (a directory or hub id) and policy.warm_start")
         if self.revision is not None and self.model is None:
             raise ValueError("policy.revision goes with policy.model, a hub id")
+        return self
+
+    @model_validator(mode="after")
+    def _computes_in_what_there_is(self) -> PolicyConfig:
+        if self.dtype == "bfloat16" and self.compute_dtype == "float32":
+            raise ValueError(
+                "policy.compute_dtype float32 cannot be with weights in policy.dtype bfloat16: leave it out, or set "
+                "policy.dtype: float32"
+            )
         return self
 
     @field_validator("device")

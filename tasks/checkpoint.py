@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 
 from polyepo.config import RunConfig
 from polyepo.domains import Demonstrated
-from polyepo.policy.model import limit_threads
+from polyepo.policy.model import set_up_torch
 from polyepo.policy.warm_start import warm_start as train_warm_start
 from storage import Manifest, ModelKey, Provenance, open_store
 from tasks.runs.policies import again_if_killed, policy_at
@@ -42,7 +42,7 @@ def warm_start(root: str, config: RunConfig, digest: str) -> str:
     store = open_store(root)
     key = ModelKey("warm-start", digest)
     if not store.exists(key) and config.policy.warm_start and isinstance(config.domain, Demonstrated):
-        limit_threads(config.policy.num_threads)
+        set_up_torch(config.policy)
         with tempfile.TemporaryDirectory() as scratch:
             train_warm_start(config.domain, config.policy.warm_start, Path(scratch))
             store.commit_files(key, Path(scratch), provenance=Provenance(digest, code_version(), 0))

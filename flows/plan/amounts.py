@@ -73,7 +73,8 @@ class Memory:
     micro_batch: int
     shape: Shape
     logits: int
-    """Of the micro-batch's response tokens, once, in float32; it is part of `micro_batch`, several times."""
+    """Of the micro-batch's response tokens, once, in float32; it is part of `micro_batch`, several times. 0 if they are
+    computed in tiles."""
     sampled_rows: int
     """Responses that are sampled at a time; none if another process samples."""
     cache_row: int
@@ -163,7 +164,7 @@ def _checkpoints(config: RunConfig) -> int:
 
 def memory(config: RunConfig, problems: Problems, model: ModelFacts) -> Memory:
     """What a run holds at its peaks. Raises UnknownError if the model does what fake tensors cannot."""
-    from flows.plan.model import cache_bytes, micro_batch_bytes  # torch takes seconds to import
+    from flows.plan.model import cache_bytes, engine_of, micro_batch_bytes  # torch takes seconds to import
 
     sampling = config.sampling
     longest = problems.longest(sampling.max_prompt_tokens)
@@ -177,7 +178,7 @@ def memory(config: RunConfig, problems: Problems, model: ModelFacts) -> Memory:
         weights=model.weights,
         micro_batch=micro_batch_bytes(model, shape, config.update.gradient_checkpointing),
         shape=shape,
-        logits=4 * shape.rows * shape.response * model.vocabulary,
+        logits=0 if engine_of(model).tiled else 4 * shape.rows * shape.response * model.vocabulary,
         sampled_rows=rows,
         cache_row=cache_bytes(model, longest + sampling.max_response_tokens) if rows else 0,
         draw_row=model.vocabulary * (bytes_per_logit + _DRAW_BYTES),

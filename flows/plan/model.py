@@ -21,7 +21,7 @@ from polyepo.config import PolicyConfig, RunConfig
 from polyepo.domains import Demonstrated, Problem
 from polyepo.policy import warm_start
 from polyepo.policy.language import encode_prompt
-from polyepo.policy.logprobs import gradient_checkpointing, response_logprobs
+from polyepo.policy.logprobs import Engine, backward_pass, engine_by_config, token_logprobs
 from polyepo.policy.source import hub_answers
 
 
@@ -88,12 +88,19 @@ def micro_batch_bytes(model: ModelFacts, shape: Shape, checkpointing: bool = Fal
             for parameter in fake.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             before = live.peak = live.now
-            with gradient_checkpointing(fake, checkpointing):
-                logprobs_BR, _, _ = response_logprobs(fake, prompts, responses, 1.0)
+            engine = engine_by_config(fake)
+            with backward_pass(fake, engine, checkpointing):
+                logprobs_BR, _, _ = token_logprobs(fake, engine, prompts, responses, 1.0, with_entropy=True)
                 logprobs_BR.sum().backward()
     except (RuntimeError, NotImplementedError) as error:
         raise UnknownError(f"a micro-batch's memory: {_first(error)}") from None
     return live.peak - before
+
+
+def engine_of(model: ModelFacts) -> Engine:
+    """How the model's log-probabilities are computed, if its weights hold what its config.json promises."""
+    with FakeTensorMode():
+        return engine_by_config(model.build())
 
 
 def cache_bytes(model: ModelFacts, num_tokens: int) -> int:

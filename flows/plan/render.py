@@ -95,7 +95,8 @@ def _memory(run: RunPlan) -> RenderableType:
     row("gradients", memory.weights, 0)
     row("AdamW's moments", memory.optimizer, memory.optimizer)
     row(f"micro-batch: {shape.rows} x ({shape.prompt} + {shape.response}) tokens", memory.micro_batch, 0)
-    row(f"  of it one copy of its logits, {shape.rows} x {shape.response} x {model.vocabulary}", memory.logits, 0)
+    if memory.logits:
+        row(f"  of it one copy of its logits, {shape.rows} x {shape.response} x {model.vocabulary}", memory.logits, 0)
     if rows:
         row(f"KV cache of {rows} responses", 0, rows * memory.cache_row)
         row("logits of their next tokens", 0, rows * memory.draw_row)

@@ -251,7 +251,7 @@ class GroupTrainer:
         check_processes(group.resources.processes, config.device)
         self.language = load_language(source, config)
         self.device = device_kind(config.device)
-        self.dtype: str = str(compute_dtype(config)).removeprefix("torch.")
+        self.dtype: str = str(compute_dtype(config) or config.dtype).removeprefix("torch.")
         self.version = self._group.load(
             source=str(source),
             policy=config.model_dump(mode="json"),

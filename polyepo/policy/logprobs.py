@@ -89,7 +89,10 @@ def token_logprobs(
             hidden_BLH = body(
                 input_ids=ids_BL, attention_mask=attention_BL, position_ids=position_ids(attention_BL), use_cache=False
             ).last_hidden_state
-            hidden_SH, chosen_S = hidden_BLH[:, -num_tokens - 1 : -1][mask_BR], ids_BL[:, -num_tokens:][mask_BR]
+            places = np.flatnonzero(np.arange(num_tokens) < np.array([[len(response)] for response in responses]))
+            places_S = torch.tensor(places, device=model.device)
+            hidden_SH = hidden_BLH[:, -num_tokens - 1 : -1].flatten(0, 1).index_select(0, places_S)
+            chosen_S = ids_BL[:, -num_tokens:].flatten().index_select(0, places_S)
     logprobs_S, entropy_S = chosen_logprobs(
         hidden_SH, model.get_output_embeddings().weight, chosen_S, temperature, with_entropy, engine.known, engine.dtype
     )
@@ -115,7 +118,7 @@ def computing_in(model: Any, dtype: torch.dtype | None) -> Iterator[None]:
 
     Casts are not cached: the copies would take as much memory as a second model.
     """
-    if dtype is None or dtype == model.dtype:
+    if dtype is None:
         yield
         return
     # What goes from layer to layer takes the type that it begins with.

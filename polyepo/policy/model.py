@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,10 +56,13 @@ class Policy:
         return torch.float64 if self.model.dtype == torch.float64 else torch.float32
 
 
-def limit_threads(num_threads: int | None) -> None:
-    """Let torch use so many threads from now on: idle ones spin, and runs side by side would starve each other."""
-    if num_threads:
-        torch.set_num_threads(num_threads)
+def set_up_torch(config: PolicyConfig) -> None:
+    """How torch is to compute from now on: with how many threads, and by which kernels."""
+    if config.num_threads:  # idle ones spin, and runs side by side would starve each other
+        torch.set_num_threads(config.num_threads)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a GPU is first used
+    torch.use_deterministic_algorithms(config.deterministic)
 
 
 def load_policy(source: str | Path, config: PolicyConfig, update: UpdateConfig) -> Policy:
@@ -75,15 +79,15 @@ def load_policy(source: str | Path, config: PolicyConfig, update: UpdateConfig) 
     return Policy(model, language, make_optimizer(model, update), engine=engine)
 
 
-def compute_dtype(config: PolicyConfig) -> torch.dtype:
-    """The type that layers are computed in: as set, else bfloat16 on a GPU."""
-    default = "bfloat16" if config.dtype == "bfloat16" or device_kind(config.device) == "cuda" else "float32"
-    return getattr(torch, config.compute_dtype or default)
+def compute_dtype(config: PolicyConfig) -> torch.dtype | None:
+    """The type that layers are computed in if it is not the weights': as set, else bfloat16 on a GPU."""
+    dtype = config.compute_dtype or ("bfloat16" if device_kind(config.device) == "cuda" else config.dtype)
+    return None if dtype == config.dtype else getattr(torch, dtype)
 
 
 def load_model(source: str | Path, config: PolicyConfig) -> Any:
     """A Hugging Face causal language model in CPU memory. Raises ConfigError as `load_policy`."""
-    limit_threads(config.num_threads)
+    set_up_torch(config)
     check_model_directory(source)
     try:
         model = AutoModelForCausalLM.from_pretrained(source, **loading_options(config))

@@ -25,7 +25,7 @@ from polyepo.config import ConfigError, PolicyConfig, UpdateConfig
 from polyepo.policy.checkpoint import OPTIMIZER, TensorFiles, read_version, write_version
 from polyepo.policy.language import load_language
 from polyepo.policy.logprobs import Engine, choose_engine
-from polyepo.policy.model import Policy, compute_dtype, cut_padding, limit_threads, load_model, make_optimizer
+from polyepo.policy.model import Policy, compute_dtype, cut_padding, load_model, make_optimizer, set_up_torch
 from polyepo.policy.ranks import Ranks
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -64,7 +64,7 @@ def load_sharded(
             error = str(found)
     if error := ranks.tell(error):
         raise ConfigError(error)
-    limit_threads(config.num_threads)
+    set_up_torch(config)
     language = load_language(source, config)
     chosen = choose_engine(whole) if whole is not None else Engine()
     tiled, packed, why = ranks.tell([chosen.tiled, chosen.packed, chosen.why])

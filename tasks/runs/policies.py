@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -25,9 +26,9 @@ disable_progress_bar()  # transformers draws one for every model it loads, log f
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
-TOLERANCE = 1e-2
-"""How far loss and gradient norm of an update may be from those recorded, relative to the larger of the two, where they
-are not the same bits: rounding differs, and grows over the steps since the checkpoint."""
+TOLERANCE = {"float32": 1e-2, "bfloat16": 1e-1}
+"""By the type computed in: how far loss and gradient norm of an update may be from those recorded, relative to the
+larger of the two, where the same bits cannot be expected: rounding differs, and grows over the steps since the checkpoint."""
 
 _FETCHED_STEPS = 16  # whose tables are asked for side by side before their updates are applied again
 
@@ -70,7 +71,7 @@ def rebuild(
         progress: told how many of the run's updates are applied, and of how many.
 
     Raises:
-        ReplayError: a re-applied update does not reproduce its recorded loss and gradient norm (on the CPU).
+        ReplayError: a re-applied update does not reproduce its recorded loss and gradient norm, as `check_replay`.
         GroupError: a process that the policy is spread over has died.
     """
     resources = run.config.resources.trainer
@@ -84,12 +85,18 @@ def rebuild(
         model = initial_model(run.store, run.config)
         trainer = load_trainer(model, run.config.policy, run.config.update, resources)
     steps = range(trainer.version + 1, version + 1)
+    off: dict[int, float] = {}
     for first in range(0, len(steps), _FETCHED_STEPS):
         some = steps[first : first + _FETCHED_STEPS]
         run.store.fetch(key for step in some for key in _update_keys(run, step))
         for done, step in enumerate(some, first):
             progress(done, len(steps))
-            check_replay(run, step, trainer, apply_update(run, trainer, step))
+            off[step] = check_replay(run, step, trainer, apply_update(run, trainer, step))
+    if differing := [step for step, difference in off.items() if difference]:
+        _log.warning(
+            "%s: %d of %d updates that were applied again are not bit for bit what the run recorded, from step %d on, "
+            "but within %.1e of it", run.name, len(differing), len(off), differing[0], max(off.values()),
+        )  # fmt: skip
     return trainer
 
 
@@ -173,30 +180,41 @@ def _inherited(
     return rebuild(here, version, min(version, newest_checkpoint), progress)
 
 
-def check_replay(run: Run, step: int, trainer: Trainer, metrics: UpdateMetrics) -> None:
-    """Raise ReplayError unless an update that was applied again measured what the run recorded.
+def check_replay(run: Run, step: int, trainer: Trainer, metrics: UpdateMetrics) -> float:
+    """Compare an update that was applied again with what the run recorded of it.
 
-    On the CPU, the same code and so many processes as then give the same bits. On a GPU, with another number of
-    processes, or for an update that older code computed by padded rows (it recorded no number of processes), sums are
-    added in another order: they agree within `TOLERANCE`.
+    The same code, number of processes and kind of device give the same bits, on a GPU by deterministic kernels alone.
+    Others add in another order, and agree within `TOLERANCE`.
+
+    Returns:
+        The largest difference of loss and gradient norm, relative to the larger of the two; usually exactly 0.
+
+    Raises:
+        ReplayError: they differ by more than they may.
     """
-    row = run.store.read_table(run.key("updates", step), columns=["loss", "grad_norm", "trainer_processes"])
+    key = run.key("updates", step)
+    row = run.store.read_table(key, columns=["loss", "grad_norm", "trainer_processes"])
     (recorded,) = row.to_pylist()
-    processes = recorded.pop("trainer_processes")
+    processes = recorded.pop("trainer_processes") or 1  # rows without were made by one
+    manifest = run.store.manifest(key)
+    assert manifest is not None
     replayed = {"loss": metrics.loss, "grad_norm": metrics.grad_norm}
-    exact = processes == trainer.processes and trainer.device == "cpu"
-    tolerance = 0.0 if exact else TOLERANCE * max(abs(recorded["loss"]), abs(recorded["grad_norm"]))
+    reasons = [
+        *([f"by {processes} processes, and now by {trainer.processes}"] if processes != trainer.processes else []),
+        *([f"by code version {manifest.code_version}, and now by {code_version()}"]
+          if manifest.code_version != code_version() else []),
+        *(["by kernels that are not deterministic (policy.deterministic)"]
+          if trainer.device != "cpu" and not run.config.policy.deterministic else []),
+    ]  # fmt: skip
+    tolerance = TOLERANCE[trainer.dtype] if reasons else 0.0
     off = max(abs(replayed[name] - recorded[name]) for name in replayed)
-    if off > tolerance:
+    if off:
+        off /= max(abs(recorded["loss"]), abs(recorded["grad_norm"]), math.ulp(0.0))
+    if not off <= tolerance:
+        allowed = f" ({'; '.join(reasons)}; {tolerance:g} is allowed)" if reasons else ""
         raise ReplayError(
             f"run {run.name!r}, step {step}: replaying the update gave {replayed}, but the run recorded {recorded}, "
-            f"which is {'not the same' if exact else f'further off than {TOLERANCE:g} of the larger of the two'}. "
-            f"It was computed by {processes or 1} processes and code {_code_of(run, step)}, and now by "
-            f"{trainer.processes} and {code_version()}. "
-            "The model, the versions of torch or transformers, or policy.num_threads are not those of the run."
+            f"which is {off:.1e} of it off{allowed}. The model, the versions of torch or transformers, or "
+            "policy.num_threads are not those of the run."
         )
-
-
-def _code_of(run: Run, step: int) -> str:
-    manifest = run.store.manifest(run.key("updates", step))
-    return manifest.code_version if manifest is not None else "that nobody recorded"
+    return off

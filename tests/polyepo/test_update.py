@@ -163,6 +163,35 @@ def test_same_update_for_any_micro_batch(norm):
         torch.testing.assert_close(weights, results[0][1], rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("changes", "recomputed", "silent"),
+    [
+        ({}, 0, False),
+        ({"epochs": 2}, 0, False),
+        ({}, 3, True),  # the prompt without a signal: its entropy and mismatch are recorded all the same
+        ({"prompts_per_minibatch": 2}, 6, False),
+        ({"overlong_filtering": True}, "truncated", False),
+    ],
+)
+def test_the_old_policy_is_asked_only_where_the_new_one_is_another(changes, recomputed, silent):
+    policy, batch = tiny_policy(), random_batch(2, zero_problem=silent)
+    asked, compute = [], policy.model.token_logprobs
+
+    def count(engine, prompts, responses, temperature, with_entropy):
+        asked.append((torch.is_grad_enabled(), with_entropy, len(prompts)))
+        return compute(engine, prompts, responses, temperature, with_entropy)
+
+    policy.model.token_logprobs = count
+    metrics = update(policy, batch, UpdateConfig(**changes), SamplingConfig(max_response_tokens=8), seed=0)
+    rows = int(batch.truncated.sum()) if recomputed == "truncated" else recomputed
+    assert sum(size for grad, _, size in asked if not grad) == rows
+    assert sum(size for _, entropy, size in asked if entropy) == len(batch.responses), "each row's, once"
+    reference = update(tiny_policy(), batch, UpdateConfig(), SamplingConfig(max_response_tokens=8), seed=0)
+    assert metrics.entropy == pytest.approx(reference.entropy, rel=1e-12)
+    assert metrics.logprob_mismatch == pytest.approx(reference.logprob_mismatch, rel=1e-12)
+    assert metrics.importance_weight_max == pytest.approx(reference.importance_weight_max, rel=1e-12)
+
+
 def test_update_is_repeatable_bit_for_bit():
     runs = []
     for _ in range(2):

@@ -122,11 +122,41 @@ def test_a_replay_that_differs_is_refused(undisturbed, monkeypatch):
     forget()
 
 
+@pytest.mark.parametrize(("factor", "refused"), [(1, False), (1.0000001, False), (1.5, True)])
+def test_other_code_may_round_otherwise_and_no_more(undisturbed, monkeypatch, caplog, factor, refused):
+    """Exactly the same is asked of the same code alone; what is off is said, with both versions if it is too much."""
+    forget()
+    monkeypatch.setattr(policies, "training_batch", lambda run, step, scoring_id=None: _scaled(real(run, step), factor))
+    monkeypatch.setattr(policies, "code_version", lambda: "0.9+another")
+    if refused:
+        message = r"step 5: .* off \(by code version .*, and now by 0\.9\+another; 0\.01 is allowed\)"
+        with pytest.raises(ReplayError, match=message):
+            policy_at(undisturbed, 5)
+    else:
+        assert policy_at(undisturbed, 5).version == 5
+        assert ("not bit for bit what the run recorded" in caplog.text) == (factor != 1)
+    forget()
+
+
+def test_deterministic_kernels_change_nothing_on_the_cpu(undisturbed, tmp_path):
+    config = parse_config(small_config(policy={"deterministic": True})).runs("run")["run"]
+    assert config.digest != undisturbed.config.digest
+    run = start(str(tmp_path), config)
+    train(run, until=1)
+    assert torch.are_deterministic_algorithms_enabled()
+    rows = [r.store.read_table(r.key("updates", 1), ["loss", "grad_norm"]).to_pylist() for r in (run, undisturbed)]
+    assert rows[0] == rows[1]
+    forget()
+    policy_at(undisturbed, 0)
+    assert not torch.are_deterministic_algorithms_enabled(), "another run has its own"
+    forget()
+
+
 real = policies.training_batch
 
 
-def _scaled(batch):
-    return dataclasses.replace(batch, advantages=batch.advantages * 1.0000001)
+def _scaled(batch, factor=1.0000001):
+    return dataclasses.replace(batch, advantages=batch.advantages * factor)
 
 
 def test_prompts_over_the_limit_are_named(tmp_path):
