@@ -77,7 +77,8 @@ def load_policy(source: str | Path, config: PolicyConfig, update: UpdateConfig) 
 
 def compute_dtype(config: PolicyConfig) -> torch.dtype:
     """The type that layers are computed in: as set, else bfloat16 on a GPU."""
-    default = "bfloat16" if config.dtype == "bfloat16" or device_kind(config.device) == "cuda" else "float32"
+    narrow = config.dtype == "float32" and device_kind(config.device) == "cuda"
+    default = "bfloat16" if narrow else config.dtype
     return getattr(torch, config.compute_dtype or default)
 
 
