@@ -30,7 +30,7 @@ from polyepo.samplers.base import Sample
 from polyepo.samplers.transformers import TransformersSampler
 from polyepo.supervised import Supervised
 
-_STARTUP_S = 600.0
+_STARTUP_S = 300.0
 _ENDING_S = 10.0
 _ANSWERED: dict[str, type[PolyepoError]] = {"NonFiniteError": NonFiniteError, "ConfigError": ConfigError}
 _ROOT = Path(__file__).parents[2]
@@ -127,7 +127,12 @@ class TrainerGroup:
         self._torchrun.prepare()
         address = self._torchrun.scratch / "socket"
         with socket.socket(socket.AF_UNIX) as listening:
-            listening.bind(str(address))
+            try:
+                listening.bind(str(address))
+            except OSError as error:  # names of sockets are at most about 100 bytes long
+                raise ConfigError(
+                    f"no socket can be made at {str(address)!r} ({error}): set TMPDIR to another folder"
+                ) from None
             listening.listen()
             command = [
                 sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
@@ -191,9 +196,10 @@ def _cause(log: str) -> tuple[str, bool]:
             why = f", which may be for want of memory: {_LESS_MEMORY}" if name == "SIGKILL" else ""
             return f"rank {rank} was killed by {name}{why}", True
     if not failures:
-        return "torchrun ended without a word, as when it is killed", True
+        said = re.findall(r"^\w+(?:Error|Exception)\b.*", log, re.MULTILINE)
+        return (f"torchrun failed: {said[-1]}", False) if said else ("torchrun was killed", True)
     rank, _ = failures[-1]  # that which failed first comes last
-    said = [error for where, error in errors if where == rank] or log.splitlines()[:1]
+    said = [error for where, error in errors if where == rank] or ["see its log"]
     return f"rank {rank} failed: {said[-1]}", False
 
 

@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from polyepo.config import ConfigError
 from polyepo.policy.head import chosen_logprobs
-from polyepo.policy.packing import Pack, first_fit, packed_attention
+from polyepo.policy.packing import Pack, first_fit, level, packed_attention
 
 _log = logging.getLogger(__name__)
 
@@ -47,11 +47,17 @@ class Engine:
         return f"{'padded rows, and the head in tiles' if self.tiled else 'padded rows and whole logits'}: {self.why}"
 
     def micro_batches(
-        self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], budget: int
+        self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], budget: int, num_ranks: int = 1
     ) -> list[np.ndarray]:
-        """Rows that are computed together: of at most `budget` tokens, padding included, or of a single row."""
+        """Rows that are computed together: of at most `budget` tokens, padding included, or of a single row.
+
+        Several ranks deal them out among themselves.
+        """
         lengths = [(len(p), len(r)) for p, r in zip(prompts, responses, strict=True)]
-        return first_fit([sum(pair) for pair in lengths], budget) if self.packed else micro_batches(lengths, budget)
+        total = [sum(pair) for pair in lengths]
+        if not self.packed:
+            return micro_batches(lengths, min(budget, -(-sum(total) // num_ranks)))
+        return first_fit(total, budget) if num_ranks == 1 else level(total, budget, num_ranks)
 
 
 PLAIN = Engine(why="it was not tried")

@@ -81,7 +81,8 @@ def load_policy(source: str | Path, config: PolicyConfig, update: UpdateConfig) 
 
 def compute_dtype(config: PolicyConfig) -> torch.dtype | None:
     """The type that layers are computed in if it is not the weights': as set, else bfloat16 on a GPU."""
-    dtype = config.compute_dtype or ("bfloat16" if device_kind(config.device) == "cuda" else config.dtype)
+    narrow = config.dtype == "float32" and device_kind(config.device) == "cuda"
+    dtype = config.compute_dtype or ("bfloat16" if narrow else config.dtype)
     return None if dtype == config.dtype else getattr(torch, dtype)
 
 

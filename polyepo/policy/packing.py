@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from heapq import heapreplace
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,23 @@ def first_fit(lengths: Sequence[int], budget: int) -> list[np.ndarray]:
             packs.append([row])
             room.append(budget - lengths[row])
     return [np.array(pack) for pack in packs]
+
+
+def level(lengths: Sequence[int], budget: int, num_ranks: int) -> list[np.ndarray]:
+    """Rows by pack, of which there are as many for every rank, all about as long: the longest row to the shortest pack.
+
+    Arguments as of `first_fit`. In the time of one pass of the slowest rank the others wait for it.
+    """
+    num_packs = num_ranks * max(1, -(-sum(lengths) // (budget * num_ranks)))
+    while True:
+        packs: list[tuple[int, int, list[int]]] = [(0, p, []) for p in range(num_packs)]
+        for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+            length, p, rows = packs[0]
+            heapreplace(packs, (length + lengths[row], p, [*rows, row]))
+        full = sorted(((length, p, rows) for length, p, rows in packs if rows), key=lambda pack: (-pack[0], pack[1]))
+        if num_packs >= len(lengths) or all(length <= budget or len(rows) == 1 for length, _, rows in full):
+            return [np.array(rows) for _, _, rows in full]
+        num_packs += num_ranks
 
 
 @dataclass(frozen=True)

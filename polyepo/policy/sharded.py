@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForCausalLM
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, revert_weight_conversion
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -73,6 +75,7 @@ def load_sharded(
         model = AutoModelForCausalLM.from_config(
             language.model_config, dtype=getattr(torch, config.dtype), trust_remote_code=config.trust_remote_code
         ).eval()
+    _check_files(model)
     if whole is not None:
         model.generation_config = whole.generation_config
     _shard(model, ranks.size, device, offload)
@@ -83,6 +86,16 @@ def load_sharded(
     if resume:
         _resume(policy, Path(source))
     return policy
+
+
+def _check_files(model: Any) -> None:
+    """Raise ConfigError if what is one tensor in the model's files is several in memory: we write one at a time."""
+    for conversion in get_model_conversion_mapping(model, add_legacy=False):
+        if isinstance(conversion, WeightConverter) and len(conversion.target_patterns) > 1:
+            raise ConfigError(
+                f"policy.model: {type(model).__name__} splits {conversion.source_patterns[0]!r} of its files, which "
+                "several processes cannot write: set resources.trainer.processes to 1"
+            )
 
 
 def _shard(model: Any, size: int, device: torch.device, offload: bool) -> None:
@@ -151,21 +164,40 @@ def export_sharded(policy: Policy, folder: Path, dtype: str | None = None, head_
     kept = model.state_dict().keys()
     buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in kept]
     weights = [*model.named_parameters(remove_duplicate=not head_apart), *buffers]
-    files = _write(policy.ranks, folder, "model", weights, dtype)
+    plain = _unsharded(model)
+    size = 0
+
+    def as_files(tensor: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        nonlocal size
+        written = revert_weight_conversion(plain, tensor)  # some models have other names in files
+        if dtype is not None:
+            wanted = getattr(torch, dtype)
+            written = {name: t.to(wanted) if t.is_floating_point() else t for name, t in written.items()}
+        size += sum(value.nbytes for value in written.values())
+        return written
+
+    files = _write(policy.ranks, folder, "model", weights, as_files)
     if policy.ranks.rank == 0:
-        size = sum(tensor.numel() * _written_type(tensor, dtype).itemsize for _, tensor in weights)
         index = {"metadata": {"total_size": size}, "weight_map": files}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-        _describe(model, folder, dtype or str(model.dtype).removeprefix("torch."))
+        _describe(plain, folder, dtype or str(model.dtype).removeprefix("torch."))
         policy.language.tokenizer.save_pretrained(folder)
     policy.ranks.wait()
+
+
+def _unsharded(model: Any) -> Any:
+    """The same model without weights, of the class that it had before `fully_shard` gave it one of its own."""
+    with torch.device("meta"):
+        plain = type(model).__bases__[1](model.config)
+    plain.generation_config = model.generation_config
+    return plain
 
 
 def _describe(model: Any, folder: Path, dtype: str) -> None:
     """Write what `save_pretrained` writes besides weights."""
     config = copy.deepcopy(model.config)
     config.dtype = dtype
-    config.architectures = [type(model).__name__.removeprefix("FSDP")]  # fully_shard puts a class of its own before it
+    config.architectures = [type(model).__name__]
     if model.is_remote_code():
         custom_object_save(model, folder, config=config)
     config.save_pretrained(folder)
@@ -175,21 +207,31 @@ def _describe(model: Any, folder: Path, dtype: str) -> None:
 
 @torch.no_grad()
 def _write(
-    ranks: Ranks, folder: Path, stem: str, tensors: Sequence[tuple[str, torch.Tensor]], dtype: str | None = None
+    ranks: Ranks,
+    folder: Path,
+    stem: str,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    as_files: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = lambda tensor: tensor,
 ) -> dict[str, str]:
-    """Gather one tensor at a time and write every size-th; returns the names of all files by tensor."""
+    """Gather one tensor at a time and write every size-th.
+
+    Args:
+        ranks: this process and the others.
+        folder: where to.
+        stem: begins the names of the files, one for each rank.
+        tensors: by name, each rank's share of them.
+        as_files: what a whole tensor is in the files, by name.
+
+    Returns:
+        The names of the files by tensor, on all ranks.
+    """
     own: dict[str, torch.Tensor] = {}
     files: dict[str, str] = {}
     for i, (name, tensor) in enumerate(tensors):
-        files[name] = f"{stem}-{i % ranks.size + 1:05d}-of-{ranks.size:05d}.safetensors"
-        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        written = as_files({name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor})
+        files |= dict.fromkeys(written, f"{stem}-{i % ranks.size + 1:05d}-of-{ranks.size:05d}.safetensors")
         if i % ranks.size == ranks.rank:
-            own[name] = full.to("cpu", _written_type(tensor, dtype), copy=True).contiguous()
+            own |= {key: value.to("cpu", copy=True).contiguous() for key, value in written.items()}
     if own:
         save_file(own, str(folder / files[next(iter(own))]), metadata={"format": "pt"})
     return files
-
-
-def _written_type(tensor: torch.Tensor, dtype: str | None) -> torch.dtype:
-    """The type that a tensor is written in: whole numbers stay what they are."""
-    return getattr(torch, dtype) if dtype is not None and tensor.is_floating_point() else tensor.dtype

@@ -208,10 +208,16 @@ def _micro_batches(
     """This rank's share of some rows, by forward pass, and whether it counts: ranks with fewer make as many passes."""
     if len(rows):
         part = batch.select(rows)
-        for local in policy.ranks.share(
-            policy.engine.micro_batches(part.prompts, part.responses, config.micro_batch_tokens)
-        ):
+        for local in _shares(policy, part.prompts, part.responses, config.micro_batch_tokens):
             yield (rows[_FILLER], False) if local is None else (rows[local], True)
+
+
+def _shares(
+    policy: Policy, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], micro_batch_tokens: int
+) -> list[np.ndarray | None]:
+    """This rank's share of rows, by forward pass; None for a pass that only keeps the others company."""
+    ranks = policy.ranks
+    return ranks.share(policy.engine.micro_batches(prompts, responses, micro_batch_tokens, ranks.size))
 
 
 def _minibatches(batch: Batch, config: UpdateConfig, seed: int) -> list[np.ndarray]:
@@ -310,7 +316,7 @@ def compute_logprobs(
     lengths = [len(response) for response in responses]
     starts = np.cumsum([0, *lengths])
     flat = torch.zeros(starts[-1], dtype=policy.logprob_dtype, device=policy.device)
-    for rows in policy.ranks.share(policy.engine.micro_batches(prompts, responses, micro_batch_tokens)):
+    for rows in _shares(policy, prompts, responses, micro_batch_tokens):
         chosen = _FILLER if rows is None else rows
         logprobs_BR, _, _ = policy.logprobs([prompts[r] for r in chosen], [responses[r] for r in chosen], temperature)
         for b, row in enumerate([] if rows is None else rows):

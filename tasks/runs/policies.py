@@ -28,7 +28,8 @@ _log = logging.getLogger(__name__)
 
 TOLERANCE = {"float32": 1e-2, "bfloat16": 1e-1}
 """By the type computed in: how far loss and gradient norm of an update may be from those recorded, relative to the
-larger of the two, where the same bits cannot be expected: rounding differs, and grows over the steps since the checkpoint."""
+larger of the two, where the same bits cannot be expected: rounding differs, and grows over the steps since the
+checkpoint."""
 
 _FETCHED_STEPS = 16  # whose tables are asked for side by side before their updates are applied again
 

@@ -12,16 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.byte_model import byte_tokenizer, save_byte_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from polyepo.config import ConfigError, PolicyConfig, SamplingConfig, TrainerResources, UpdateConfig
 from polyepo.policy.code import CODE
 from polyepo.policy.group import GroupError, GroupTrainer, TrainerGroup, check_codes
+from polyepo.policy.packing import level
 from polyepo.policy.source import check_processes
 from polyepo.policy.trainer import load_trainer
 from polyepo.policy.update import NonFiniteError
+from polyepo.policy.weights import open_tensors
 from tests.polyepo.test_update import random_batch
+from tests.support.byte_model import byte_tokenizer, save_byte_model
 
 PROJECT = Path(__file__).parents[2]
 SAMPLING = SamplingConfig(max_prompt_tokens=8, max_response_tokens=12)
@@ -177,6 +181,22 @@ def test_an_export_has_the_type_and_the_head_that_are_asked_for(group, model, tm
     assert '"lm_head.weight"' in index
 
 
+def test_the_names_in_files_are_those_that_the_model_came_with(group, tmp_path):
+    """GPT-NeoX calls its head embed_out in files, and lm_head in memory."""
+    tokenizer = byte_tokenizer()
+    config = GPTNeoXConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=64, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    GroupTrainer(group, tmp_path / "model", settings(tmp_path / "model"), UPDATE).export(tmp_path / "out")
+    before, after = dict(open_tensors(tmp_path / "model")), dict(open_tensors(tmp_path / "out"))
+    assert "embed_out.weight" in after
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_what_all_ranks_find_wrong_is_answered_and_survived(group, model, tmp_path):
     trainer = GroupTrainer(group, model, settings(model), UPDATE)
     alive = processes_of(group.scratch)
@@ -255,3 +275,15 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         check_processes(2, "cuda:1")
     with pytest.raises(ConfigError, match=r"need policy\.device cuda or cpu, and it is mps"):
         check_processes(2, "mps")
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 120), st.integers(2, 5))
+def test_packs_for_ranks_are_level_and_hold_every_row_once(lengths, budget, ranks):
+    packs = level(lengths, budget, ranks)
+    assert sorted(np.concatenate(packs).tolist()) == list(range(len(lengths)))
+    sizes = [sum(lengths[row] for row in pack) for pack in packs]
+    assert all(size <= budget or len(pack) == 1 for size, pack in zip(sizes, packs, strict=True))
+    if len(packs) > 1:  # what the longest has more than any other is one row, or there is none to move
+        assert max(sizes) - min(sizes) <= max(lengths)
+    if sum(lengths) <= budget and len(lengths) >= ranks:
+        assert len(packs) == ranks, "one pass each"
