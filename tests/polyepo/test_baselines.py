@@ -1,6 +1,7 @@
 """Other papers' advantages, against hand-computed numbers, sums written out in rationals, and each other."""
 
 from fractions import Fraction
+from itertools import combinations
 from math import comb, sqrt
 
 import numpy as np
@@ -12,14 +13,17 @@ from polyepo.advantages import DEGENERATE, grpo_advantages, marginal_set_advanta
 from polyepo.baselines import (
     darling_advantages,
     distinct_all_sizes_advantages,
+    dsdr_advantages,
     f_grpo_advantages,
+    max_at_k_advantages,
     maxrl_advantages,
     pass_at_k_advantages,
     pkpo_advantages,
     uniqueness_advantages,
+    unlikeliness_advantages,
     w_reinforce_advantages,
 )
-from polyepo.objectives import DistinctSuccessful, PassAtN
+from polyepo.objectives import DistinctSuccessful
 
 A, B, C, D, E = range(5)
 REWARDS, CLUSTERS = [1, 1, 1, 1, 1, 0, 0, 0], [A, A, A, A, B, C, D, E]
@@ -74,23 +78,91 @@ def test_pass_at_k_training(group, k):
     np.testing.assert_allclose(got, [right if r else wrong for r in rewards], atol=1e-12)
 
 
-@given(groups, st.integers(1, 8))
-def test_pkpo(group, k):
-    rewards, _ = group
-    N, c = len(rewards), int(sum(rewards))
-    if k > N:
+real_groups = st.lists(st.integers(-4, 4).map(lambda v: v / 4), min_size=1, max_size=7)
+
+
+def best(rewards, members):
+    return max(Fraction(rewards[i]) for i in members)
+
+
+@given(real_groups, st.integers(1, 7))
+def test_pkpo_is_equation_33(rewards, k):
+    """Each term of the sum written out; and the mean of the others for k = 1, Eq. 26."""
+    N = len(rewards)
+    if k > N or N == 1:
         return
-    missed = Fraction(comb(N - 1 - c, k - 1), comb(N - 1, k - 1)) if c < N else Fraction(0)
-    worth = [Fraction(k, N) * (1 if r else 1 - missed) for r in rewards]
-    exact = [float(w - sum(worth) / N) for w in worth]
-    np.testing.assert_allclose(pkpo_advantages(rewards, k), exact, atol=1e-12)
+    exact = []
+    for i in range(N):
+        sets = [s for s in combinations(range(N), k) if i in s]
+        if k == 1:
+            exact.append((Fraction(rewards[i]) - sum(map(Fraction, rewards[:i] + rewards[i + 1 :])) / (N - 1)) / N)
+        else:
+            exact.append(sum(best(rewards, s) - best(rewards, set(s) - {i}) for s in sets) / Fraction(comb(N, k)))
+    got = pkpo_advantages(rewards, k)
+    np.testing.assert_allclose(got, [float(e) for e in exact], atol=1e-12)
+    assert [a == 0 for a in got] == [e == 0 for e in exact]
 
 
-def test_pkpo_of_real_rewards_is_max_at_k():
-    rewards = [0.3, 1.5, -2.0, 0.3, 0.9]
+def test_pkpo_by_hand():
+    """5 of 8 right, k = 4: 1/2 C(3, 3) / C(7, 3) for each right one, and never less than nothing."""
+    np.testing.assert_allclose(pkpo_advantages(REWARDS, 4), [1 / 70] * 5 + [0] * 3)
+    np.testing.assert_allclose(pkpo_advantages([1, 0, 0, 0], 2), [1 / 2, 0, 0, 0])
+    assert not pkpo_advantages([1, 1, 1, 1], 3).any()
+    assert not pkpo_advantages([1.0], 1).any()
+
+
+@given(real_groups, st.integers(1, 7))
+def test_max_at_k_is_equation_9_standardized(rewards, k):
+    """Its counts w_ij need an order of the responses; sums over sets do not."""
+    N = len(rewards)
+    if k > N:
+        with pytest.raises(ValueError, match=f"between 1 and N = {N}"):
+            max_at_k_advantages(rewards, k)
+        return
+    transformed = [sum(best(rewards, s) for s in combinations(range(N), k) if i in s) for i in range(N)]
+    deviations = [t - sum(transformed) / N for t in transformed]
+    variance = sum(d * d for d in deviations) / N
+    got = max_at_k_advantages(rewards, k)
+    if variance == 0:
+        assert not got.any()
+    else:
+        np.testing.assert_allclose(got, [float(d) / sqrt(variance) for d in deviations], atol=1e-9)
+
+
+def test_best_of_one_is_grpo():
+    """Standardized, or by leaving one out."""
+    std = sqrt(5 / 8 * 3 / 8)
+    for function in (pass_at_k_advantages, max_at_k_advantages):
+        np.testing.assert_allclose(function(REWARDS, 1), grpo_advantages(REWARDS) / std)
+    np.testing.assert_allclose(pkpo_advantages(REWARDS, 1), grpo_advantages(REWARDS) / 7)
+
+
+def test_unlikeliness():
+    """beta = 1/4, N = 4: the likeliest has rank 3, and what is wrong has no worth to lose."""
+    z = np.array([1 - 3 / 16, 1 - 1 / 16, 1, 0])
+    got = unlikeliness_advantages([1, 1, 1, 0], [-0.1, -2.0, -3.0, -1.0])
+    np.testing.assert_allclose(got, (z - z.mean()) / z.std())
+    std = sqrt(5 / 8 * 3 / 8)
     np.testing.assert_allclose(
-        pkpo_advantages(rewards, 3), marginal_set_advantages(rewards, [0] * 5, 3, PassAtN()) * 3 / 5, atol=1e-15
+        unlikeliness_advantages(REWARDS, -np.arange(8.0), beta=0), grpo_advantages(REWARDS) / std
     )
+    tied = unlikeliness_advantages([1, 1, 1], [-1.0, -1.0, -2.0])
+    assert tied[0] == tied[1] < tied[2]
+    assert not unlikeliness_advantages([1, 1, 1], [-1.0] * 3).any()
+    assert not unlikeliness_advantages([0, 0, 0], [-1.0, -2.0, -3.0]).any()
+    with pytest.raises(ValueError, match="shape of rewards"):
+        unlikeliness_advantages([1, 0], [-1.0])
+
+
+def test_dsdr():
+    z = np.array([1 + 0.5 * 4 / 7] * 4 + [1.5] + [0] * 3)
+    np.testing.assert_allclose(dsdr_advantages(REWARDS, CLUSTERS, weight=0.5), (z - z.mean()) / z.std())
+    std = sqrt(5 / 8 * 3 / 8)
+    np.testing.assert_allclose(dsdr_advantages(REWARDS, [A] * 8, weight=0.5), grpo_advantages(REWARDS) / std)
+    assert not dsdr_advantages([0, 0, 0], [A, B, C]).any(), "wrong answers that differ earn nothing"
+    one, two, none = dsdr_advantages([1, 1, 1], [A, B, DEGENERATE], weight=0.5)
+    assert one == two > none
+    assert not dsdr_advantages([1.0], [A]).any()
 
 
 def test_darling():
@@ -130,7 +202,7 @@ def test_any_leading_shape_and_refusals():
         assert function(rewards).shape == (2, 3, 4)
         with pytest.raises(ValueError, match="finite"):
             function([np.nan, 0])
-    for function in (darling_advantages, uniqueness_advantages, distinct_all_sizes_advantages):
+    for function in (darling_advantages, uniqueness_advantages, dsdr_advantages, distinct_all_sizes_advantages):
         assert function(rewards, clusters).shape == (2, 3, 4)
         with pytest.raises(ValueError, match="shape of rewards"):
             function([0, 1], [0])
