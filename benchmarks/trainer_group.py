@@ -4,9 +4,10 @@
     OMP_NUM_THREADS=1 python benchmarks/trainer_group.py kills --trials 20
 
 `equality` trains the quickstart's Poly-EPO arm in one process, applies its updates again from the saved rollouts on two
-and three ranks, and compares the final weights; the same in float64, by a model that computes nothing in less. `kills` trains a run on two ranks again and
-again; a process of it (the run itself, torchrun, a rank) is killed at a random moment, what is left is counted, and the
-run goes on to the end: its weights must be those of the run that nobody disturbed, bit for bit.
+and three ranks, and compares the final weights; the same in float64, by a model that computes nothing in less. `kills`
+trains a run on two ranks again and again; a process of it (the run itself, torchrun, a rank) is killed at a random
+moment, what is left is counted, and the run goes on to the end: its weights must be those of the run that nobody
+disturbed, bit for bit.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.byte_model import byte_tokenizer, save_byte_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from polyepo.config import ConfigError, PolicyConfig, SamplingConfig, TrainerResources, UpdateConfig
@@ -22,6 +21,7 @@ from polyepo.policy.source import check_processes
 from polyepo.policy.trainer import load_trainer
 from polyepo.policy.update import NonFiniteError
 from tests.polyepo.test_update import random_batch
+from tests.support.byte_model import byte_tokenizer, save_byte_model
 
 PROJECT = Path(__file__).parents[2]
 SAMPLING = SamplingConfig(max_prompt_tokens=8, max_response_tokens=12)
