@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from polyepo.policy.model import response_logprobs
+from polyepo.policy.logprobs import response_logprobs
 from polyepo.testing.judge_server import Answer, JudgeServer, completion, error
 from polyepo.testing.vllm_server import FakeVLLM
 from tests.support.tiny_policy import tiny_policy

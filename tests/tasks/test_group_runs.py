@@ -11,9 +11,9 @@ from storage import connect, rows
 from tasks.runs import policies
 from tasks.runs.replaying import replay_policy
 from tasks.runs.run import create_or_resume
-from tests.conftest import small_config
 from tests.polyepo.test_group import difference, processes_of
-from tests.tasks.test_stages import final_weights, forget, start, train
+from tests.support.config import small_config
+from tests.support.runs import final_weights, forget, start, train
 
 pytestmark = pytest.mark.slow
 
