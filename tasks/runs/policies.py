@@ -207,7 +207,7 @@ def check_replay(run: Run, step: int, trainer: Trainer, metrics: UpdateMetrics) 
         reasons.append("by other code")
     if trainer.device != "cpu" and not run.config.policy.deterministic:
         reasons.append("by kernels that are not deterministic (policy.deterministic)")
-    tolerance = TOLERANCE[trainer.dtype] if reasons else 0.0
+    tolerance = (TOLERANCE.get(trainer.dtype) or TOLERANCE["float32"]) if reasons else 0.0
     off = max(abs(replayed[name] - recorded[name]) for name in replayed)
     if off:
         off /= max(abs(recorded["loss"]), abs(recorded["grad_norm"]), math.ulp(0.0))
