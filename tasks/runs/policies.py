@@ -28,8 +28,7 @@ _log = logging.getLogger(__name__)
 
 TOLERANCE = {"float32": 1e-2, "bfloat16": 1e-1}
 """By the type computed in: how far loss and gradient norm of an update may be from those recorded, relative to the
-larger of the two, where the same bits cannot be expected: rounding differs, and grows over the steps since the
-checkpoint."""
+larger of the two, where it is not the same bits: rounding differs, and grows over the steps since the checkpoint."""
 
 _FETCHED_STEPS = 16  # whose tables are asked for side by side before their updates are applied again
 
@@ -196,26 +195,27 @@ def check_replay(run: Run, step: int, trainer: Trainer, metrics: UpdateMetrics) 
     key = run.key("updates", step)
     row = run.store.read_table(key, columns=["loss", "grad_norm", "trainer_processes"])
     (recorded,) = row.to_pylist()
-    processes = recorded.pop("trainer_processes") or 1  # rows without were made by one
+    processes = recorded.pop("trainer_processes")
     manifest = run.store.manifest(key)
     assert manifest is not None
+    codes = manifest.code_version, code_version()
     replayed = {"loss": metrics.loss, "grad_norm": metrics.grad_norm}
-    reasons = [
-        *([f"by {processes} processes, and now by {trainer.processes}"] if processes != trainer.processes else []),
-        *([f"by code version {manifest.code_version}, and now by {code_version()}"]
-          if manifest.code_version != code_version() else []),
-        *(["by kernels that are not deterministic (policy.deterministic)"]
-          if trainer.device != "cpu" and not run.config.policy.deterministic else []),
-    ]  # fmt: skip
-    tolerance = TOLERANCE[trainer.dtype] if reasons else 0.0
+    reasons = []
+    if (processes or 1) != trainer.processes:
+        reasons.append(f"by {processes or 1} processes, and now by {trainer.processes}")
+    if codes[0] != codes[1] or processes is None:  # code that recorded no processes computed by padded rows
+        reasons.append("by other code")
+    if trainer.device != "cpu" and not run.config.policy.deterministic:
+        reasons.append("by kernels that are not deterministic (policy.deterministic)")
+    tolerance = (TOLERANCE.get(trainer.dtype) or TOLERANCE["float32"]) if reasons else 0.0
     off = max(abs(replayed[name] - recorded[name]) for name in replayed)
     if off:
         off /= max(abs(recorded["loss"]), abs(recorded["grad_norm"]), math.ulp(0.0))
     if not off <= tolerance:
-        allowed = f" ({'; '.join(reasons)}; {tolerance:g} is allowed)" if reasons else ""
+        allowed = f"; {tolerance:g} of it is allowed, as it was made {', '.join(reasons)}" if reasons else ""
         raise ReplayError(
             f"run {run.name!r}, step {step}: replaying the update gave {replayed}, but the run recorded {recorded}, "
-            f"which is {off:.1e} of it off{allowed}. The model, the versions of torch or transformers, or "
-            "policy.num_threads are not those of the run."
+            f"which is off by {off:.1e} of it{allowed}. It was computed by code {codes[0]}, and now by {codes[1]}. The "
+            "model, the versions of torch or transformers, or policy.num_threads are not those of the run."
         )
     return off
