@@ -18,11 +18,20 @@ import sys
 _GRACE_S = 10.0
 
 
-def die_with_parent() -> None:
-    """Ask Linux for SIGKILL as soon as the thread that started this process ends, however that happens."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+def die_with_parent(called: str = "") -> None:
+    """Ask Linux for SIGKILL as soon as the thread that started this process ends, however that happens.
+
+    Args:
+        called: part of the parent's command line; if it is another's, the parent has died before, and so do we.
+    """
+    if sys.platform != "linux":
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if called:
+        with open(f"/proc/{os.getppid()}/cmdline") as command_line:
+            if called not in command_line.read():
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main(scratch: str, *command: str) -> None:

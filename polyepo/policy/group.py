@@ -136,7 +136,7 @@ class TrainerGroup:
             listening.listen()
             command = [
                 sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-                str(self.resources.processes), "-m", "polyepo.policy.worker", str(address), self._device,
+                str(self.resources.processes), "-m", "polyepo.policy.rank", str(address), self._device,
             ]  # fmt: skip
             # The ranks import what this process did, wherever that lies.
             path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))

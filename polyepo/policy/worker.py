@@ -1,6 +1,6 @@
-"""One rank of a trainer group, as torchrun starts it: does what the run says until the run is gone.
+"""One rank of a trainer group: does what the run says until the run is gone.
 
-    torchrun --nproc-per-node 4 -m polyepo.policy.worker SOCKET cuda
+    torchrun --nproc-per-node 4 -m polyepo.policy.rank SOCKET cuda
 
 The first rank hears the run's requests, a line of JSON each, over a Unix socket, and tells them to the others; all
 carry them out, and the first answers. An error that all ranks meet alike is answered. Any other ends the rank that
@@ -13,7 +13,6 @@ import io
 import json
 import os
 import socket
-import sys
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -31,7 +30,6 @@ from polyepo.policy.ranks import Ranks
 from polyepo.policy.sharded import export_sharded, load_sharded, save_sharded
 from polyepo.policy.update import NonFiniteError, compute_logprobs
 from polyepo.policy.update import update as update_policy
-from polyepo.supervisor import die_with_parent
 
 _ALIKE = (NonFiniteError, ConfigError)
 """Errors that are decided on what all ranks know, so that all ranks raise them."""
@@ -112,7 +110,6 @@ def _next(lines: io.BufferedRWPair | None) -> Any:
 
 def main(address: str, kind: str) -> None:
     """Join the other ranks, each on a device of a kind (cpu, cuda), and serve the run that listens at a Unix socket."""
-    die_with_parent()  # torchrun gives each rank a session of its own, which nothing else would end
     device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if kind == "cuda" else kind)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -127,7 +124,3 @@ def main(address: str, kind: str) -> None:
         connection.sendall(json.dumps({"codes": codes}).encode() + b"\n")
     serve(Worker(ranks, device), ranks, connection)
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -57,7 +57,7 @@ def processes_of(folder):
             continue
         if str(folder) in command:
             found.append(int(entry.name))
-            if "torch.distributed.run" not in command and "polyepo.policy.worker" in command:
+            if "torch.distributed.run" not in command and "polyepo.policy.rank" in command:
                 ranks.append(int(entry.name))
     return sorted(found), sorted(ranks)
 
