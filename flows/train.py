@@ -18,7 +18,7 @@ from flows.progress import LatestRows, Progress, link_report
 from flows.services.work_pools import ARM_FLOW
 from flows.views import findings
 from flows.views.summary import markdown, summarize
-from polyepo.findings import RECENT, Severity, training_findings
+from polyepo.findings import RECENT, Severity, objective_findings, training_findings
 from polyepo.names import slug
 from polyepo.policy.group import stop_groups
 from polyepo.samplers.vllm import stop_servers
@@ -59,6 +59,8 @@ def train(
     prepared = {arm.name: arm for arm in prepare(root, training)}
     progress = TrainingProgress(run, total=sum(arm.config.steps + 1 - arm.first_step for arm in prepared.values()))
     for name, arm in prepared.items():
+        for finding in objective_findings(arm.config):
+            get_run_logger().warning("%s: %s", name, finding)
         progress.say(f"{name} · base model")
         if arm.config.policy.warm_start:
             warm_start(root, arm.config, warm_start_digest(arm.config))

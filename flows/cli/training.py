@@ -45,6 +45,10 @@ def train(
     from flows import follow
     from flows.outcome import REFUSED, STOPPED
     from flows.services import local_stack
+    from flows.views.findings import of_objectives, render
+
+    if found := of_objectives(training.runs):
+        console.print(render(found))
 
     def say(line: str) -> None:
         console.print(f"· {line}", highlight=False, markup=False, soft_wrap=True)
@@ -151,6 +155,7 @@ def experiment(
     quiet_prefect()
     from flows import experiment as experiments
     from flows.services.local_stack import StackError
+    from flows.views.findings import of_objectives, render
     from tasks.runs.preflight import check, describe
 
     def say(line: str) -> None:
@@ -160,7 +165,10 @@ def experiment(
     try:
         if not compare_only:
             for seed in loaded.seeds:
-                check(root, describe(root, loaded.config, loaded.run(seed), loaded.settings[seed]))
+                training = describe(root, loaded.config, loaded.run(seed), loaded.settings[seed])
+                check(root, training)
+            if unwise := of_objectives(training.runs):  # the seeds have one objective
+                console.print(render(unwise))
             threads = load_config(loaded.config).policy.num_threads
             count = jobs or experiments.parallel_runs(threads)
             experiments.run_experiment(loaded, root, count, console, say)

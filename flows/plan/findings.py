@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from flows.plan.amounts import PROCESS_BYTES, Amounts, Memory, Problems
 from flows.plan.facts import ModelFacts
 from polyepo.config import RunConfig
-from polyepo.findings import Finding, Severity, config_findings
+from polyepo.findings import Finding, Severity, config_findings, objective_findings
 from polyepo.judges import LLMJudge
 from polyepo.scoring import SetScoring
 
@@ -28,6 +28,7 @@ def findings(
     """Findings about one run, from its amounts and its model."""
     every = [
         *config_findings(config),
+        *objective_findings(config),
         *_lengths(config, problems, model),
         *_signal(config, found),
         *_judge(config, found),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from rich.console import Group
 
 from flows.views.terminal import finding_line
-from polyepo.findings import RECENT, Finding, HeldOut, Severity, training_findings
+from polyepo.config import RunConfig
+from polyepo.findings import RECENT, Finding, HeldOut, Severity, objective_findings, training_findings
 from tasks.runs.evaluations import HELDOUT, evaluated_steps, read_evaluation
 from tasks.runs.groups import members
 from tasks.runs.run import Run, open_run
@@ -27,14 +29,23 @@ def warnings(root: str, name: str) -> list[tuple[str, Finding]]:
     Raises:
         ConfigError: there is no such run under the root.
     """
+    return _by_finding({run: run_findings(open_run(root, run)) for run in members(root, name)})
+
+
+def _by_finding(found: Mapping[str, Sequence[Finding]]) -> list[tuple[str, Finding]]:
+    """By finding, worst first, the runs that it is said of, unless there is one run only; no notes."""
     said: dict[Finding, list[str]] = {}
-    names = members(root, name)
-    for run in names:
-        for finding in run_findings(open_run(root, run)):
+    for run, findings in found.items():
+        for finding in findings:
             if finding.severity > Severity.NOTE:
                 said.setdefault(finding, []).append(run)
     worst_first = sorted(said.items(), key=lambda item: -item[0].severity)
-    return [("" if len(names) == 1 else ", ".join(runs), finding) for finding, runs in worst_first]
+    return [("" if len(found) == 1 else ", ".join(runs), finding) for finding, runs in worst_first]
+
+
+def of_objectives(runs: Mapping[str, RunConfig]) -> list[tuple[str, Finding]]:
+    """What is wrong with the objectives of runs that are asked for, with the names of those it is said of."""
+    return _by_finding({name: objective_findings(config) for name, config in runs.items()})
 
 
 def render(found: list[tuple[str, Finding]]) -> Group:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -48,6 +48,10 @@ class Domain(Coded):
     """A source of problems. Subclasses are configuration (their fields are what a YAML file sets) and behaviour."""
 
     name: str
+    has_one_answer: ClassVar[bool] = False
+    """Whether a problem has one right answer, however it is written."""
+    strategy_is_answer: ClassVar[bool] = False
+    """Whether `strategy` is no more than the final answer."""
 
     def problems(self, split: Split) -> list[Problem]:
         """The problems of a split, in a fixed order. Raises ValueError naming the field that makes it impossible."""

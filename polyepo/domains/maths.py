@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -38,6 +38,8 @@ class Maths(Prompted):
     """
 
     name: Literal["maths"] = "maths"
+    has_one_answer: ClassVar[bool] = True
+    strategy_is_answer: ClassVar[bool] = True
     path: str
     """JSONL or Parquet file; or, with the `datasets` library, what it loads: a hub id, a folder."""
     subset: str | None = added(None)

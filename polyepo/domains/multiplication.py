@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -31,6 +31,7 @@ class Multiplication(Demonstrated):
     """
 
     name: Literal["multiplication"] = "multiplication"
+    has_one_answer: ClassVar[bool] = True
     min_a: int = Field(12, ge=11, le=999)
     max_a: int = Field(59, ge=11, le=999)
     multipliers: tuple[int, ...] = (4, 6, 8, 9)

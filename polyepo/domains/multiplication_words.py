@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -32,6 +32,7 @@ class MultiplicationWords(Prompted):
     """
 
     name: Literal["multiplication_words"] = "multiplication_words"
+    has_one_answer: ClassVar[bool] = True
     template: str = (
         "Compute {problem} by a decomposition of your choice: write at least one factor as a sum or a difference, "
         "multiply out, and add up.\n"

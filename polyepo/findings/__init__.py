@@ -1,8 +1,8 @@
 """What is wrong with a run, in sentences with numbers, and what would mend it: the one list of such findings.
 
-Some follow from the configuration alone (`config_findings`), the others from the rows of the updates table and from
-held-out results (`training_findings`). `polyepo plan` adds what the machine says to the first; watch, summary, report
-and the training flow show the second.
+Some follow from the configuration alone (`config_findings`, and of what a run would learn `objective_findings`), the
+others from the rows of the updates table and from held-out results (`training_findings`). `polyepo plan` adds what the
+machine says to the first; watch, summary, report and the training flow show the second.
 """
 
 from __future__ import annotations
@@ -14,8 +14,18 @@ from polyepo.config import RunConfig
 from polyepo.findings import drift, rules
 from polyepo.findings.base import Finding, Severity, config_findings
 from polyepo.findings.evidence import MIN_PROMPTS, RECENT, Evidence, HeldOut
+from polyepo.findings.objective import objective_findings
 
-__all__ = ["MIN_PROMPTS", "RECENT", "Finding", "HeldOut", "Severity", "config_findings", "training_findings"]
+__all__ = [
+    "MIN_PROMPTS",
+    "RECENT",
+    "Finding",
+    "HeldOut",
+    "Severity",
+    "config_findings",
+    "objective_findings",
+    "training_findings",
+]
 
 _RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     rules.no_gradient,

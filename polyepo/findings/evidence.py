@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from polyepo.config import RunConfig
+from polyepo.own_objective import OwnObjective
 from polyepo.scoring import GRPODivScoring, SetScoring
 
 RECENT = 20
@@ -99,6 +100,7 @@ class Evidence:
     def uses_clusters(self) -> bool:
         """Whether the run's advantages depend on clusters."""
         scoring = self.config.scoring
-        if isinstance(scoring, SetScoring):
-            return scoring.objective == "polychromic"
-        return isinstance(scoring, GRPODivScoring) and scoring.weight > 0
+        # Nobody knows what a user's own objective does with them.
+        unknown = isinstance(scoring, SetScoring) and isinstance(scoring.objective, OwnObjective)
+        unweighted = isinstance(scoring, GRPODivScoring) and scoring.weight == 0
+        return scoring.uses_clusters and not unknown and not unweighted

@@ -235,7 +235,8 @@ def one_cluster(e: Evidence) -> Finding | None:
 def _one_cluster_remedy(e: Evidence) -> str:
     config = e.config
     finer = _distance_remedy(e, 0.5) or f"take a judge that tells more apart than {config.judge.name!r}"
-    two = isinstance(config.scoring, SetScoring) and config.scoring.require_two_clusters
+    scoring = config.scoring
+    two = isinstance(scoring, SetScoring) and scoring.objective == "polychromic" and scoring.require_two_clusters
     without = "; scoring.require_two_clusters: false gives such prompts a gradient by their rewards" if two else ""
     return f"{finer}, or raise sampling.temperature {config.sampling.temperature:g}{without}"
 

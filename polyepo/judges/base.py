@@ -132,6 +132,10 @@ class Judge(Coded):
         """Whether answers are looked for in all runs under a root, rather than in the judge's own run."""
         return False
 
+    def clusters_by_answer(self, domain: Domain) -> bool:
+        """Whether its clusters are final answers and nothing else."""
+        return False
+
     def check_ready(self) -> None:
         """Raise ConfigError if the judge cannot work here: a package or an API key that it needs is missing."""
 

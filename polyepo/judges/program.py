@@ -14,6 +14,10 @@ class ProgramJudge(Judge):
 
     name: Literal["program"] = "program"
 
+    def clusters_by_answer(self, domain: Domain) -> bool:
+        """As far as the domain's strategies are answers."""
+        return domain.strategy_is_answer
+
     def label(self, domain: Domain, groups: Sequence[Group], calls: CallLog | None = None) -> list[list[Label]]:
         """Exactly one label per response, in the responses' order, for each group."""
         return [
@@ -26,6 +30,10 @@ class AnswerJudge(Judge):
     """Clusters by final answers that mean the same, as the verifier reads them; no readable answer is degenerate."""
 
     name: Literal["answer"] = "answer"
+
+    def clusters_by_answer(self, domain: Domain) -> bool:
+        """Yes."""
+        return True
 
     def label(self, domain: Domain, groups: Sequence[Group], calls: CallLog | None = None) -> list[list[Label]]:
         """Exactly one label per response, in the responses' order, for each group."""

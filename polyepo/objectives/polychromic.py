@@ -8,6 +8,9 @@ import numpy as np
 
 from polyepo.objectives.base import Floats, Ints, by_cluster, miss_table, num_distinct
 
+_GRID = 10_000
+"""Shares that are tried: the best is known to 1e-4."""
+
 
 @dataclass(frozen=True)
 class Polychromic:
@@ -25,6 +28,30 @@ class Polychromic:
         distinct = num_distinct(clusters)
         counted = np.where(distinct > 1, distinct, 0) if self.require_two_clusters else distinct
         return rewards.mean(-1) * counted / rewards.shape[-1]
+
+    def best_right_share(self, set_size: int, num_right: int, num_wrong: int = 20) -> float:
+        """The share p of right answers at which sets of n drawn from a policy score best: below 1, it pays to be wrong.
+
+        A policy that is right in m clusters and wrong in w others, evenly in either, has the mean score
+
+            p/n [ 1 + (m-1) (1 - (1 - p/m)^(n-1)) + w (1 - (1 - (1-p)/w)^(n-1)) ]
+
+        (the chance that a response is right, times the clusters that are expected with it in its set), and with
+        `require_two_clusters` p/n (p/m)^(n-1) less, for sets that sit in one cluster. By a grid of shares.
+
+        Args:
+            set_size: n.
+            num_right: m, clusters of right responses that a problem has.
+            num_wrong: w, clusters of wrong ones.
+        """
+        share = np.linspace(0, 1, _GRID + 1)
+        draws = set_size - 1
+        others = (num_right - 1) * (1 - (1 - share / num_right) ** draws)
+        others += num_wrong * (1 - (1 - (1 - share) / num_wrong) ** draws)
+        single = (share / num_right) ** draws if self.require_two_clusters else 0.0
+        scores = share * (1 + others - single)
+        # Of shares that score the same up to rounding, the one with most right answers.
+        return float(share[np.flatnonzero(scores >= scores.max() * (1 - 1e-12))[-1]])
 
     def expected_scores(self, rewards_PN: Floats, clusters_PN: Ints, set_size: int) -> Floats:
         """Mean score of all sets of `set_size` that contain response i, (P, N), without enumerating them.

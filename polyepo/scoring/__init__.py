@@ -12,13 +12,16 @@ from polyepo.scoring.base import AnyMethod, OverlongPenalty
 from polyepo.scoring.baselines import (
     DarlingScoring,
     DistinctAllSizesScoring,
+    DSDRScoring,
     FGRPOScoring,
     GRPODivScoring,
     GRPOScoring,
+    MaxAtKScoring,
     MaxRLScoring,
     PassAtKScoring,
     PKPOScoring,
     UniquenessScoring,
+    UnlikelinessScoring,
     WReinforceScoring,
 )
 from polyepo.scoring.sets import SetScoring
@@ -44,10 +47,13 @@ Scoring = (
     | MaxRLScoring
     | PassAtKScoring
     | PKPOScoring
+    | MaxAtKScoring
     | DarlingScoring
     | UniquenessScoring
     | FGRPOScoring
     | WReinforceScoring
+    | UnlikelinessScoring
+    | DSDRScoring
 )
 AnyScoring = Annotated[Scoring, Field(discriminator="method")]
 

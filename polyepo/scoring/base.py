@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field
 
@@ -33,12 +33,28 @@ class AnyMethod(Section):
         return True
 
     @property
+    def uses_logprobs(self) -> bool:
+        """Whether advantages depend on how likely responses were, which imported rollouts may not tell."""
+        return False
+
+    @property
     def objective_name(self) -> str:
         """What the scores table calls the objective."""
         return str(getattr(self, "method", ""))
 
-    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int) -> Floats:
-        """One advantage per response, (P, N); the seed is for scorings that draw sets."""
+    def at(self, step: int) -> Self:
+        """The scoring as it is at a step: itself, unless its settings change while the run goes on."""
+        return self
+
+    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int, logprobs_PN: Floats | None = None) -> Floats:
+        """One advantage per response, (P, N).
+
+        Args:
+            rewards_PN: (P, N) finite rewards.
+            clusters_PN: (P, N) clusters.
+            seed: for scorings that draw sets.
+            logprobs_PN: (P, N) mean log-probabilities per token by the sampler, for a scoring that `uses_logprobs`.
+        """
         raise NotImplementedError
 
     def title(self, num_responses: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from pydantic import Field
@@ -28,7 +28,7 @@ class GRPOScoring(OfRewards):
 
     method: Literal["grpo"]
 
-    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int) -> Floats:
+    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int, logprobs_PN: Floats | None = None) -> Floats:
         """Rewards less their prompt's mean."""
         return grpo_advantages(rewards_PN)
 
@@ -43,7 +43,7 @@ class GRPODivScoring(AnyMethod):
     method: Literal["grpo_div"]
     weight: float = Field(0.5, ge=0)
 
-    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int) -> Floats:
+    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int, logprobs_PN: Floats | None = None) -> Floats:
         """Rewards and diversity bonus, less their prompt's mean."""
         return grpo_div_advantages(rewards_PN, clusters_PN, self.weight)
 
@@ -57,7 +57,7 @@ class DistinctAllSizesScoring(AnyMethod):
 
     method: Literal["distinct_all_sizes"]
 
-    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int) -> Floats:
+    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int, logprobs_PN: Floats | None = None) -> Floats:
         """As `polyepo.baselines.distinct_all_sizes_advantages`."""
         return baselines.distinct_all_sizes_advantages(rewards_PN, clusters_PN)
 
@@ -73,7 +73,7 @@ class MaxRLScoring(OfRewards):
     overlong_penalty: None = added(None)
     """It has none: rewards would fall below 0, where the mean is no rate of success."""
 
-    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int) -> Floats:
+    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int, logprobs_PN: Floats | None = None) -> Floats:
         """As `polyepo.baselines.maxrl_advantages`. Raises ValueError if a reward is negative."""
         return baselines.maxrl_advantages(rewards_PN)
 
@@ -85,6 +85,17 @@ class MaxRLScoring(OfRewards):
 class _OfK(OfRewards):
     k: int = Field(4, ge=1)
     """Responses of which the best counts; at most sampling.num_responses."""
+    anneal_after: int | None = Field(None, ge=1, exclude_if=lambda step: step is None)
+    """Last step with this k; from then on k is 1, which consolidates what was found (arXiv 2505.15201, section 5.2.3;
+    2508.10751, section 3.5)."""
+
+    def at(self, step: int) -> Self:
+        """With k = 1 after `anneal_after`."""
+        annealed = self.anneal_after is not None and step > self.anneal_after
+        return self.model_copy(update={"k": 1, "anneal_after": None}) if annealed else self
+
+    def _annealed(self) -> str:
+        return "" if self.anneal_after is None else f", 1 after step {self.anneal_after}"
 
     def check(self, num_responses: int) -> None:
         """Raise ValueError if there are fewer than k responses."""
@@ -97,14 +108,14 @@ class PassAtKScoring(_OfK):
 
     method: Literal["pass_at_k"]
 
-    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int) -> Floats:
+    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int, logprobs_PN: Floats | None = None) -> Floats:
         """As `polyepo.baselines.pass_at_k_advantages`; zeros where there are fewer than k responses."""
         few = rewards_PN.shape[-1] < self.k
         return np.zeros_like(rewards_PN) if few else baselines.pass_at_k_advantages(rewards_PN, self.k)
 
     def title(self, num_responses: int) -> str:
         """What people call it, with its k."""
-        return f"pass@{self.k} training"
+        return f"pass@{self.k} training{self._annealed()}"
 
 
 class PKPOScoring(_OfK):
@@ -112,14 +123,29 @@ class PKPOScoring(_OfK):
 
     method: Literal["pkpo"]
 
-    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int) -> Floats:
+    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int, logprobs_PN: Floats | None = None) -> Floats:
         """As `polyepo.baselines.pkpo_advantages`; zeros where there are fewer than k responses."""
         few = rewards_PN.shape[-1] < self.k
         return np.zeros_like(rewards_PN) if few else baselines.pkpo_advantages(rewards_PN, self.k)
 
     def title(self, num_responses: int) -> str:
         """What people call it, with its k."""
-        return f"PKPO, k = {self.k}"
+        return f"PKPO, k = {self.k}{self._annealed()}"
+
+
+class MaxAtKScoring(_OfK):
+    """max@k (arXiv 2510.23393): PKPO's transformed rewards, standardized."""
+
+    method: Literal["max_at_k"]
+
+    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int, logprobs_PN: Floats | None = None) -> Floats:
+        """As `polyepo.baselines.max_at_k_advantages`; zeros where there are fewer than k responses."""
+        few = rewards_PN.shape[-1] < self.k
+        return np.zeros_like(rewards_PN) if few else baselines.max_at_k_advantages(rewards_PN, self.k)
+
+    def title(self, num_responses: int) -> str:
+        """What people call it, with its k."""
+        return f"max@{self.k}{self._annealed()}"
 
 
 class DarlingScoring(AnyMethod):
@@ -129,7 +155,7 @@ class DarlingScoring(AnyMethod):
     floor: float = Field(0.1, ge=0, le=1)
     """Least factor of a reward."""
 
-    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int) -> Floats:
+    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int, logprobs_PN: Floats | None = None) -> Floats:
         """As `polyepo.baselines.darling_advantages`."""
         return baselines.darling_advantages(rewards_PN, clusters_PN, self.floor)
 
@@ -142,9 +168,9 @@ class UniquenessScoring(AnyMethod):
     """Uniqueness-aware RL (arXiv 2601.08763): standardized rewards, divided by the cluster's size to the alpha."""
 
     method: Literal["uniqueness"]
-    alpha: float = Field(1.0, ge=0)
+    alpha: float = Field(1.0, ge=0, le=1)
 
-    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int) -> Floats:
+    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int, logprobs_PN: Floats | None = None) -> Floats:
         """As `polyepo.baselines.uniqueness_advantages`."""
         return baselines.uniqueness_advantages(rewards_PN, clusters_PN, self.alpha)
 
@@ -159,7 +185,7 @@ class FGRPOScoring(OfRewards):
     method: Literal["f_grpo"]
     gamma: float = Field(1.0, ge=0)
 
-    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int) -> Floats:
+    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int, logprobs_PN: Floats | None = None) -> Floats:
         """As `polyepo.baselines.f_grpo_advantages`."""
         return baselines.f_grpo_advantages(rewards_PN, self.gamma)
 
@@ -174,10 +200,48 @@ class WReinforceScoring(OfRewards):
     method: Literal["w_reinforce"]
     weight: float = Field(0.1, ge=0)
 
-    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int) -> Floats:
+    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int, logprobs_PN: Floats | None = None) -> Floats:
         """As `polyepo.baselines.w_reinforce_advantages`."""
         return baselines.w_reinforce_advantages(rewards_PN, self.weight)
 
     def title(self, num_responses: int) -> str:
         """What people call it, with its weight."""
         return f"W-REINFORCE, weight = {self.weight:g}"
+
+
+class UnlikelinessScoring(OfRewards):
+    """Unlikeliness reward (arXiv 2506.02355): of right responses the likeliest are worth less."""
+
+    method: Literal["unlikeliness"]
+    beta: float = Field(0.25, ge=0, le=1)
+    """How much less the likeliest is worth."""
+
+    @property
+    def uses_logprobs(self) -> bool:
+        """Yes: responses are ranked by them."""
+        return True
+
+    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int, logprobs_PN: Floats | None = None) -> Floats:
+        """As `polyepo.baselines.unlikeliness_advantages`."""
+        assert logprobs_PN is not None
+        return baselines.unlikeliness_advantages(rewards_PN, logprobs_PN, self.beta)
+
+    def title(self, num_responses: int) -> str:
+        """What people call it, with its strength."""
+        return f"unlikeliness reward, beta = {self.beta:g}"
+
+
+class DSDRScoring(AnyMethod):
+    """DSDR's global scale (arXiv 2602.19895): right responses earn a bonus for differing from the others."""
+
+    method: Literal["dsdr"]
+    weight: float = Field(0.001, ge=0)
+    """lambda_d, in units of reward."""
+
+    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int, logprobs_PN: Floats | None = None) -> Floats:
+        """As `polyepo.baselines.dsdr_advantages`."""
+        return baselines.dsdr_advantages(rewards_PN, clusters_PN, self.weight)
+
+    def title(self, num_responses: int) -> str:
+        """What people call it, with its weight."""
+        return f"DSDR (global), weight = {self.weight:g}"

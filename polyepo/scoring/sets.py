@@ -61,7 +61,7 @@ class SetScoring(AnyMethod):
         """What the scores table calls the objective."""
         return self.objective.name if isinstance(self.objective, OwnObjective) else self.objective
 
-    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int) -> Floats:
+    def advantages(self, rewards_PN: Floats, clusters_PN: Ints, seed: int, logprobs_PN: Floats | None = None) -> Floats:
         """Marginal set advantages; zeros where there are too few responses for a single set."""
         if rewards_PN.shape[-1] < self.set_size:
             return np.zeros_like(rewards_PN)

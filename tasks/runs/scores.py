@@ -55,10 +55,10 @@ def commit_scores(run: Run, scoring: Scoring, judge: Judge, step: int, verifier:
 def score_table(run: Run, scoring: Scoring, judge: Judge, step: int, verifier: Domain | None = None) -> pa.Table:
     """The scores table of a step from its committed rollouts and a judge's labels."""
     rows: list[dict[str, Any]] = []
+    columns = ["problem_id", "sample", "response", "response_token_ids"]
+    columns += ["sampler_logprobs"] if scoring.uses_logprobs else []
     for shard in range(run.config.sampling.shards):
-        rollouts = run.store.read_table(
-            run.key("rollouts", step, shard), ["problem_id", "sample", "response", "response_token_ids"]
-        )
+        rollouts = run.store.read_table(run.key("rollouts", step, shard), columns)
         labels = run.store.read_table(
             run.labels_key(step, shard, judge), ["problem_id", "sample", "cluster", "degenerate", "status"]
         )
@@ -68,7 +68,9 @@ def score_table(run: Run, scoring: Scoring, judge: Judge, step: int, verifier: D
     verdicts = _verdicts(run, step, rows, domain)
     check_ungraded(step, scoring, verdicts)
     penalties = overlong_penalties(run, scoring, rows)
+    logprobs = _mean_logprobs(scoring, step, rows) if scoring.uses_logprobs else None
     seed = derive_seed(run.config.seed, "sets", step)
+    scoring_now = scoring.at(step)
     values = np.zeros(len(rows))
     # Groups have one size, but for rollouts that were imported.
     for members in _groups_by_size(rows):
@@ -78,7 +80,9 @@ def score_table(run: Run, scoring: Scoring, judge: Judge, step: int, verifier: D
         # A prompt with a response that is not graded, or that needs a label and has none, gets no made-up signal.
         whole_P = ~np.isnan(rewards_PN).any(-1) & (labelled_P | (not scoring.uses_clusters))
         penalized_PN = np.nan_to_num(rewards_PN) - penalties[np.array(members)]
-        values[np.array(members)] = np.where(whole_P[:, None], scoring.advantages(penalized_PN, clusters_PN, seed), 0.0)
+        logprobs_PN = None if logprobs is None else logprobs[np.array(members)]
+        advantages_PN = scoring_now.advantages(penalized_PN, clusters_PN, seed, logprobs_PN)
+        values[np.array(members)] = np.where(whole_P[:, None], advantages_PN, 0.0)
     constant = {
         "run": run.name,
         "step": step,
@@ -104,6 +108,16 @@ def score_table(run: Run, scoring: Scoring, judge: Judge, step: int, verifier: D
         ],
         schema=SCORES,
     )
+
+
+def _mean_logprobs(scoring: Scoring, step: int, rows: list[dict[str, Any]]) -> np.ndarray:
+    """The sampler's mean log-probability per token of each response. Raises ConfigError if there is none."""
+    if any(not row["sampler_logprobs"] for row in rows):
+        raise ConfigError(
+            f"step {step}: scoring.method {scoring.method!r} ranks responses by the sampler's log-probabilities, and "
+            "rollouts that were imported without them have none: take another scoring"
+        )
+    return np.array([np.mean(row["sampler_logprobs"]) for row in rows])
 
 
 def reward_of(verdict: Verdict) -> float:

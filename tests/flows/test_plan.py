@@ -272,6 +272,9 @@ FATAL = [
 UNWISE = [
     ({"update": {"micro_batch_tokens": 11}}, "update.micro_batch_tokens 11 is less than one response"),
     ({"scoring": {"num_sets": 3}}, "scoring.num_sets 3 of 6 sets"),
+    ({"scoring": {"set_size": 3}}, "scoring.set_size 3 of sampling.num_responses 4: any two sets share 2 responses"),
+    ({"domain": {"name": "multiplication"}, "sampling": {"max_response_tokens": 16}, "judge": {"name": "answer"}},
+     "sets of 2 score best at 50% right answers"),
     ({"judge": {**LLM, "price_per_million_input": None, "price_per_million_output": None, "max_cost": None}},
      "judge.price_per_million_input and price_per_million_output are not set"),
     ({"judge": {**LLM, "max_cost": None}}, "judge.max_cost is not set"),

@@ -98,9 +98,12 @@ def test_what_fails_while_it_works_is_told_without_a_stack(server, tmp_path):
 
 def test_a_run_that_learns_nothing_says_so_in_log_progress_and_summary(server, tmp_path):
     config = tmp_path / "lost.yaml"
-    config.write_text(yaml.safe_dump(small_config(sampling={"max_response_tokens": 2})))
+    config.write_text(yaml.safe_dump(small_config(sampling={"max_response_tokens": 2}, scoring={"set_size": 3})))
     code = f"from flows.train import train; train({str(config)!r}, run='lost', root={str(tmp_path / 'root')!r})"
     output = finish(start(server, code))
+    [said] = [line for line in output.splitlines() if "WARNING" in line and "lost: scoring.set_size 3 of" in line]
+    assert "raise sampling.num_responses to 6" in said
+    assert output.index(said) < output.index("lost: 0 of "), "before it starts"
     warned = [line for line in output.splitlines() if "WARNING" in line and "lost: 0 of " in line]
     assert len(warned) == 1  # when it was found, not at every step
     assert "sampling.max_response_tokens 2 is too short" in warned[0]

@@ -27,6 +27,7 @@ from polyepo.judges import AnswerJudge, ProgramJudge
 from polyepo.scoring import SetScoring, scoring_id
 from storage import connect, open_store, rows
 from storage.verify import verify_run
+from tasks.runs.choices import choose_scoring
 from tasks.runs.imports import import_rollouts
 from tasks.runs.labels import commit_labels
 from tasks.runs.run import open_run
@@ -517,6 +518,17 @@ def test_groups_of_any_size_are_scored(tmp_path):
         clusters = [row["cluster"] for row in mine]
         expected = marginal_set_advantages(rewards, clusters, 2) if len(rewards) >= 2 else [0.0]
         assert [row["advantage"] for row in mine] == pytest.approx(list(expected))
+
+
+def test_nobody_makes_up_how_likely_responses_were(tmp_path):
+    records = [{"prompt": "write", "response": text, "score": 1.0} for text in "ab"]
+    take(tmp_path / "root", lines(tmp_path / "x.jsonl", *records), domain=Ungraded())
+    run = open_run(str(tmp_path / "root"), "run")
+    commit_labels(run, ProgramJudge(), 1, 0)
+    unlikeliness = choose_scoring(run, {"method": "unlikeliness"}, None, None)
+    with pytest.raises(ConfigError, match=r"step 1: scoring\.method 'unlikeliness' .* take another scoring"):
+        commit_scores(run, unlikeliness, ProgramJudge(), 1)
+    commit_scores(run, choose_scoring(run, {"method": "dsdr"}, None, None), ProgramJudge(), 1)
 
 
 def test_rewards_of_a_foreign_verifier_are_kept(tmp_path):

@@ -21,7 +21,7 @@ from tasks.runs.choices import choose_scoring
 from tasks.runs.evaluations import read_evaluation
 from tasks.runs.policies import ReplayError, policy_at
 from tasks.runs.run import RunExistsError, create_or_resume
-from tasks.runs.scores import commit_scores
+from tasks.runs.scores import commit_scores, score_table
 from tasks.sample import sample
 from tasks.score import score
 from tasks.update import update
@@ -212,6 +212,35 @@ def test_long_responses_lose_reward_before_sets_are_scored(tmp_path):
     assert plain.store.read_table(later).to_pylist() == rows
     with pytest.raises(ConfigError, match=r"buffer_tokens 9 must not exceed sampling\.max_response_tokens 8"):
         choose_scoring(plain, {"method": "grpo", "overlong_penalty": {"buffer_tokens": 9}}, None, None)
+
+
+def test_a_scoring_knows_how_likely_responses_were(undisturbed):
+    """beta = 1 and four responses: the rank-th least likely right one is worth (4 - rank) / 4; then standardized."""
+    run = undisturbed
+    scoring = choose_scoring(run, {"method": "unlikeliness", "beta": 1.0}, None, None)
+    sampled = run.store.read_table(run.key("rollouts", 1, 0)).to_pylist()
+    scored = score_table(run, scoring, run.config.judge, 1).to_pylist()
+    varied = 0
+    for first in range(0, 16, 4):
+        likely = [sum(row["sampler_logprobs"]) / len(row["sampler_logprobs"]) for row in sampled[first : first + 4]]
+        group = scored[first : first + 4]
+        worth = [row["reward"] * (4 - sorted(likely).index(p)) / 4 for row, p in zip(group, likely, strict=True)]
+        spread = np.std(worth)
+        varied += spread > 0
+        expected = (np.array(worth) - np.mean(worth)) / spread if spread else [0.0] * 4
+        np.testing.assert_allclose([row["advantage"] for row in group], expected, atol=1e-6)
+    assert varied > 1, "or it shows nothing"
+
+
+def test_a_scoring_knows_the_step(undisturbed):
+    run = undisturbed
+
+    def advantages(step, **settings):
+        scoring = choose_scoring(run, {"method": "pkpo", **settings}, None, None)
+        return score_table(run, scoring, run.config.judge, step)["advantage"].to_pylist()
+
+    assert advantages(2, k=3, anneal_after=2) == advantages(2, k=3)
+    assert advantages(3, k=3, anneal_after=2) == advantages(3, k=1) != advantages(3, k=3)
 
 
 def test_the_update_knows_which_responses_are_truncated(tmp_path):
