@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.byte_model import byte_tokenizer, save_byte_model
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -35,6 +34,7 @@ from polyepo.policy.logprobs import (
 from polyepo.policy.model import load_policy
 from polyepo.policy.packing import first_fit
 from polyepo.policy.trainer import LocalTrainer
+from tests.support.byte_model import byte_tokenizer, save_byte_model
 
 SIZES = {
     "vocab_size": 61, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
