@@ -26,6 +26,7 @@ from polyepo.scoring import scoring_id
 from tasks.rescore import relabel, rescore_step
 from tasks.runs.code import provide
 from tasks.runs.labels import estimate_labels
+from tasks.runs.record import RunRecord, read_record
 from tasks.runs.requests import check_rescoring
 
 # Judges wait for servers most of the time, so shards overlap; few enough that a server is not flooded.
@@ -76,8 +77,8 @@ def rescore(
         rescore_step(root, run, asked.scoring, chosen_judge, step, asked.verifier)
         progress.count(f"{run} · scores · step {step}")
     progress.finish()
-    record = opened.store.run_record(run) or {}
-    own = (record.get("judge", opened.config.judge.judge_id), record.get("scoring", opened.config.scoring_id))
+    record = read_record(opened.store, run) or RunRecord()
+    own = (record.judge or opened.config.judge.judge_id, record.scoring or opened.config.scoring_id)
     new = (chosen_judge.judge_id, scoring_id(asked.scoring, chosen_judge, asked.verifier))
     if new != own:
         if not opened.store.exists(opened.scores_key(chosen_steps[0], own[1])):

@@ -80,7 +80,7 @@ class PolicyConfig(Section):
     """A torch device, or "auto": CUDA if there is one, else the CPU. A run may move to another of the same kind."""
     num_threads: int | None = Field(None, ge=1, le=4096)
     """CPU threads. One run must keep one number, or its floating-point sums change."""
-    deterministic: bool = Field(False, exclude_if=lambda deterministic: not deterministic)
+    deterministic: bool = added(False)
     """Compute by kernels that add in one order, at some cost in speed: then a GPU, too, gives the same bits again, and
     replays are exact on the same kind of card. On the CPU they are in any case."""
 

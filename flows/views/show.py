@@ -17,6 +17,7 @@ from polyepo.config import ConfigError
 from polyepo.metrics import THRESHOLD
 from storage import Catalog, connect, open_store, rows
 from tasks.runs.groups import no_such_run
+from tasks.runs.record import read_record
 from tasks.runs.run import open_run
 
 # Steps are spelt out, so that only their files are opened: a run's last one.
@@ -97,10 +98,10 @@ def show_prompt(root: str, run: str, step: int | None, problem: str | None) -> R
         ConfigError: the run, the step or the problem has no responses.
     """
     store = open_store(root)
-    record = store.run_record(run)
+    record = read_record(store, run)
     if record is None:
         raise no_such_run(store, run)
-    if "parent" in record:  # a fork's first steps are found under the name of the run that made them
+    if record.parent:  # a fork's first steps are found under the name of the run that made them
         opened = open_run(root, run)
         run = opened.owner(opened.last_step() if step is None else step).name
     connection = connect(root, [run])

@@ -31,6 +31,7 @@ from tasks.runs.evaluations import (
 )
 from tasks.runs.models import load_run_language
 from tasks.runs.policies import again_if_killed, policy_at
+from tasks.runs.record import read_record
 from tasks.runs.rollouts import sample_rows
 from tasks.runs.run import Run, commit_problems, create_or_resume
 from tasks.runs.scores import grade
@@ -213,8 +214,8 @@ def model_run(root: str, model: str, benchmark: str, config: str | None, setting
     content = f"{model}\0{digest(run_config.model_dump(mode='json'))}"
     name = f"{stem}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
     # A directory that holds another model by now is another run.
-    if record := open_store(root).run_record(name):
+    if record := read_record(open_store(root), name):
         found = identify(run_config.policy)
-        if record.get("model", found).get("files") != found.get("files"):
+        if (record.model or found).get("files") != found.get("files"):
             name = f"{name}-{digest(found)[:8]}"
     return create_or_resume(root, name, run_config)

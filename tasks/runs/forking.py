@@ -9,7 +9,7 @@ from polyepo.config import ConfigError, RunConfig, parse_run, with_settings
 from polyepo.section import results_only
 from storage import open_store
 from storage.layout import check_name
-from tasks.runs.record import NOT_FORKED, Parent, RunExistsError, run_record
+from tasks.runs.record import NOT_FORKED, Parent, RunExistsError, as_record, new_record, read_record
 from tasks.runs.run import Run, commit_problems, open_run, read_problems, read_splits
 
 
@@ -33,18 +33,20 @@ def fork(root: str, parent_name: str, step: int, name: str, settings: dict[str, 
     parent = open_run(root, parent_name)
     if not 0 <= step <= parent.last_step():
         raise ConfigError(f"--at {step}: run {parent_name!r} has committed steps 0 to {parent.last_step()}")
-    theirs = store.run_record(parent_name) or {}
-    if "imported" in theirs:
+    theirs = read_record(store, parent_name)
+    assert theirs is not None
+    if theirs.imported:
         raise ConfigError(f"run {parent_name!r} was imported: it has no weights to go on from")
     if not store.exists(parent.key("problems", 0)):
         raise ConfigError(f"run {parent_name!r} has not begun: train it first")
     config = _config(parent, step, settings)
     store.check()
-    record = run_record(name, config, parent=Parent(parent_name, step))
-    record["parent"]["changes"] = differences(results_only(parent.config), results_only(config))
-    record |= {key: theirs[key] for key in ("model", "device") if key in theirs}
-    stored = store.create_run(name, record)
-    if stored.get("parent") != record["parent"]:
+    changes = differences(results_only(parent.config), results_only(config))
+    inherited = theirs.model_dump(include={"model", "device"}, exclude_unset=True)
+    forked_from = Parent(run=parent_name, step=step, changes=changes)
+    record = new_record(name, config, parent=forked_from).model_copy(update=inherited)
+    stored = as_record(name, store.create_run(name, record.written()))
+    if stored.parent != record.parent:
         raise RunExistsError(f"run {name!r} exists under {root!r} and is no such fork; choose another --run")
     made = open_run(root, name)
     if not store.exists(made.key("problems", 0)):

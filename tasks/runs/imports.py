@@ -19,7 +19,8 @@ from polyepo.names import name_of
 from polyepo.schemas import ROLLOUTS, SCORES
 from polyepo.scoring import SetScoring
 from storage import ArtifactKey, Provenance, open_store
-from tasks.runs.run import code_version, commit_problems, run_record
+from tasks.runs.record import ImportRecord, as_record, new_record, read_record
+from tasks.runs.run import code_version, commit_problems
 from tasks.runs.scores import IMPORTED
 
 
@@ -68,13 +69,11 @@ def import_rollouts(
     commit_problems(store, run, [("train", problem) for problem in problems.values()], provenance)
     for step, responses in by_step.items():
         _commit_step(root, run, step, responses, provenance)
-    record = run_record(run, config) | {
-        "judge": IMPORTED,
-        "scoring": IMPORTED,
-        "imported": {"digest": digest, "files": [file.name for file in files], "malformed_rows": len(report.bad)},
-    }
-    stored = store.create_run(run, record)
-    if stored.get("imported", {}).get("digest") != digest:
+    source = ImportRecord(digest=digest, files=[file.name for file in files], malformed_rows=len(report.bad))
+    whose = {"judge": IMPORTED, "scoring": IMPORTED, "imported": source}
+    record = new_record(run, config).model_copy(update=whose)
+    stored = as_record(run, store.create_run(run, record.written()))
+    if stored.imported is None or stored.imported.digest != digest:
         raise ConfigError(f"run {run!r} was made by something else meanwhile; choose another --run")
     return report
 
@@ -99,8 +98,8 @@ def _digest(files: Sequence[Path], form: Format, columns: Columns, domain: Domai
 def _claim(root: str, run: str, digest: str) -> None:
     """Take a run's name for this import; raises ConfigError if something else has it."""
     store = open_store(root)
-    record = store.run_record(run)
-    theirs = record is not None and "imported" not in record
+    record = read_record(store, run)
+    theirs = record is not None and record.imported is None
     if theirs or not store.claim_run(run, {"digest": digest}):
         raise ConfigError(f"run {run!r} exists under {root!r} with other content; choose another --run")
 

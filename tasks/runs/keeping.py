@@ -7,6 +7,7 @@ from pathlib import Path
 from polyepo.errors import ConfigError
 from polyepo.policy.source import identify
 from storage.removal import remove_files
+from tasks.runs.record import read_record
 from tasks.runs.run import Run
 
 
@@ -33,7 +34,8 @@ def _begins_again(run: Run) -> bool:
     """Whether the model that the run began with can still be loaded as it was."""
     if run.forked_from is not None or run.config.policy.warm_start:
         return True  # in the store
-    recorded = (run.store.run_record(run.name) or {}).get("model")
+    record = read_record(run.store, run.name)
+    recorded = record.model if record else None
     try:
         found = identify(run.config.policy)
     except ConfigError:

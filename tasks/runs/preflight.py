@@ -18,7 +18,7 @@ from storage import Store, open_store
 from storage.layout import check_name
 from tasks.runs.code import check_provided
 from tasks.runs.groups import Arm, arms_of, members
-from tasks.runs.record import RunExistsError, check_resume, recorded_arm, recorded_config
+from tasks.runs.record import RunExistsError, RunRecord, check_resume, read_record
 from tasks.runs.run import Run, check_arm, create_or_resume, open_run, read_splits
 
 
@@ -52,8 +52,9 @@ def describe(root: str, config: str | Path | None, run: str | None, settings: di
         return Training(name, runs, {run: named.get(run) for run in runs})
     if run is None:
         raise ConfigError("give a configuration, or the name of a run that exists")
-    records = {name: open_store(root).run_record(name) or {} for name in members(root, run)}
-    arms = {name: recorded_arm(record) for name, record in records.items()}
+    found = {name: read_record(open_store(root), name) for name in members(root, run)}
+    records = {name: record for name, record in found.items() if record is not None}
+    arms = {name: record.place for name, record in records.items()}
     configs = {name: _recorded(name, records[name], arms[name], settings or {}) for name in records}
     return Training(run, configs, arms)
 
@@ -78,11 +79,11 @@ def check(root: str, training: Training, allow_changed_code: bool = False) -> No
     _check_group(store, training)
     for name, config in training.runs.items():
         check_provided(config)
-        record = store.run_record(name)
+        record = read_record(store, name)
         if record is not None:
             check_arm(name, record, training.arms[name])
             check_resume(store, name, record, config, open_run(root, name).last_step(), allow_changed_code)
-        check_here(config, trained_on=(record or {}).get("device"))
+        check_here(config, trained_on=record.device if record else None)
         if record is None:
             check_model(config, [problem for split in read_splits(config).values() for problem in split])
 
@@ -130,16 +131,16 @@ def check_model(config: RunConfig, problems: Iterable[Problem]) -> None:
     language.check_prompts(problems, config.sampling, "domain")
 
 
-def _recorded(name: str, record: dict[str, Any], arm: Arm | None, settings: dict[str, Any]) -> RunConfig:
+def _recorded(name: str, record: RunRecord, arm: Arm | None, settings: dict[str, Any]) -> RunConfig:
     """A run's configuration as recorded, with settings replaced; `arms.{arm}.` before a name means one arm alone."""
     if not settings:
-        return recorded_config(name, record)
+        return record.run_config(name)
     own = {}
     for key, value in settings.items():
         whose = next((a for a in (arm.arms if arm else []) if key.startswith(f"arms.{a}.")), None)
         if whose is None or (arm and whose == arm.arm):
             own[key.removeprefix(f"arms.{whose}.")] = value
-    return parse_run(with_settings(record["config"], own), f"run {name!r} with these settings")
+    return parse_run(with_settings(record.config, own), f"run {name!r} with these settings")
 
 
 def _check_group(store: Store, training: Training) -> None:

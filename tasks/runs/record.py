@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import platform
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import reduce
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from polyepo.changes import as_settings, differences
 from polyepo.config import ConfigError, RunConfig, validated
@@ -29,30 +31,100 @@ class RunExistsError(ConfigError):
     """A run of this name exists, and what is asked for would be another."""
 
 
-@dataclass(frozen=True)
-class Parent:
+class Parent(BaseModel):
     """The run that another was forked from, and the step up to which they are one."""
+
+    model_config = ConfigDict(frozen=True)
 
     run: str
     step: int
+    changes: list[str] = []
+    """What of the settings is another from there on, one line each."""
 
 
-def run_record(name: str, config: RunConfig, arm: Arm | None = None, parent: Parent | None = None) -> dict[str, Any]:
+class ImportRecord(BaseModel):
+    """Where the rollouts of an imported run are from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    digest: str
+    """SHA-256 of all that decides what the import makes."""
+    files: list[str]
+    malformed_rows: int
+
+
+class RunRecord(BaseModel):
+    """What was written when a run was made, with what was replaced since. What a version did not write is None."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+    run: str | None = None
+    config: Any = None
+    """As it was written; `run_config` reads it."""
+    config_hash: str | None = None
+    judge: str | None = None
+    scoring: str | None = None
+    """What the run's own labels and scores are called, for readers that know no configurations."""
+    group: str | None = None
+    arm: str | None = None
+    arms: list[str] = []
+    parent: Parent | None = None
+    imported: ImportRecord | None = None
+    """Of a run that was imported: it has responses, but no policy."""
+    model: dict[str, str] | None = None
+    """Commit or digest of the files of the model that the run began with."""
+    device: str | None = None
+    """The kind that it was trained on."""
+    code: dict[str, Any] | None = None
+    """Of the maker's own code, by reference: digest, files, package."""
+    code_version: str | None = None
+    python: str | None = None
+    packages: dict[str, str] | None = None
+
+    @property
+    def knows_groups(self) -> bool:
+        """Whether the version that wrote it recorded which runs are arms of one configuration."""
+        return "group" in self.model_fields_set
+
+    @property
+    def place(self) -> Arm | None:
+        """The run's place among the arms of its configuration."""
+        return Arm(self.group, self.arm or "", self.arms) if self.group else None
+
+    def run_config(self, name: str) -> RunConfig:
+        """The configuration, with the latest settings; a hub id's revision is the commit the run began with.
+
+        Raises:
+            ConfigError: this version cannot read it.
+        """
+        config: RunConfig = validated(RunConfig, self.config, f"the record of run {name!r}")
+        revision = (self.model or {}).get("revision")
+        if revision is None:
+            return config
+        return config.model_copy(update={"policy": config.policy.model_copy(update={"revision": revision})})
+
+    def written(self) -> dict[str, Any]:
+        """The record as it is stored: what nobody set is left out."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+def new_record(name: str, config: RunConfig, arm: Arm | None = None, parent: Parent | None = None) -> RunRecord:
     """What is written when a run is made."""
-    return {
-        "run": name,
-        "config": config.model_dump(mode="json"),
-        "config_hash": config.digest,
-        # What the run's own labels and scores are called, for readers that know no configurations.
-        "judge": config.judge.judge_id,
-        "scoring": config.scoring_id,
-        **(asdict(arm) if arm else {"group": None}),
-        **({"parent": asdict(parent)} if parent else {}),
+    known: dict[str, Any] = asdict(arm) if arm else {"group": None}
+    if parent is not None:
+        known["parent"] = parent
+    return RunRecord(
+        run=name,
+        config=config.model_dump(mode="json"),
+        config_hash=config.digest,
+        judge=config.judge.judge_id,
+        scoring=config.scoring_id,
+        code_version=code_version(),
+        python=platform.python_version(),
+        packages={package: version(package) for package in ("torch", "transformers", "numpy", "pyarrow", "prefect")},
+        **known,
         **code_record(config),
-        "code_version": code_version(),
-        "python": platform.python_version(),
-        "packages": {package: version(package) for package in ("torch", "transformers", "numpy", "pyarrow", "prefect")},
-    }
+    )
 
 
 def trained_record(config: RunConfig) -> dict[str, Any]:
@@ -60,34 +132,27 @@ def trained_record(config: RunConfig) -> dict[str, Any]:
     return {"model": identify(config.policy), "device": device_kind(config.policy.device)}
 
 
-def recorded_config(name: str, record: dict[str, Any]) -> RunConfig:
-    """A run's configuration as recorded, with the latest settings; a hub id's revision is the commit it began with.
+def read_record(store: Store, name: str) -> RunRecord | None:
+    """A run's record; None if there is no such run.
 
     Raises:
-        ConfigError: this version cannot read it.
+        ConfigError: it is none.
+        CorruptArtifactError: it cannot be read.
     """
-    config: RunConfig = validated(RunConfig, record.get("config"), f"the record of run {name!r}")
-    revision = (record.get("model") or {}).get("revision")
-    if revision is None:
-        return config
-    return config.model_copy(update={"policy": config.policy.model_copy(update={"revision": revision})})
+    stored = store.run_record(name)
+    return None if stored is None else as_record(name, stored)
 
 
-def recorded_arm(record: dict[str, Any]) -> Arm | None:
-    """The run's place among the arms of its configuration."""
-    return Arm(record["group"], record["arm"], record["arms"]) if record.get("group") else None
-
-
-def recorded_parent(record: dict[str, Any]) -> Parent | None:
-    """The run that this one was forked from."""
-    parent = record.get("parent")
-    return Parent(parent["run"], parent["step"]) if parent else None
+def as_record(name: str, stored: dict[str, Any]) -> RunRecord:
+    """What the store holds as a run's record. Raises ConfigError if it is none."""
+    record: RunRecord = validated(RunRecord, stored, f"the record of run {name!r}")
+    return record
 
 
 def check_resume(
     store: Store,
     name: str,
-    record: dict[str, Any],
+    record: RunRecord,
     wanted: RunConfig,
     steps_done: int,
     allow_changed_code: bool = False,
@@ -100,7 +165,7 @@ def check_resume(
     Raises:
         RunExistsError: something that changes results differs; the message shows it.
     """
-    before = recorded_config(name, record)
+    before = record.run_config(name)
     wanted = _pinned(before, wanted, record)
     there = f"run {name!r} exists under {store.root!r}"
     changed = differences(results_only(before), results_only(wanted))
@@ -118,12 +183,12 @@ def check_resume(
     return differences(before.model_dump(mode="json"), wanted.model_dump(mode="json"))
 
 
-def _pinned(before: RunConfig, wanted: RunConfig, record: dict[str, Any]) -> RunConfig:
+def _pinned(before: RunConfig, wanted: RunConfig, record: RunRecord) -> RunConfig:
     """The revision asked for, unless it is the one the run was begun with in other words: then the commit that it has.
 
     A branch moves on; the run does not.
     """
-    given = record["config"].get("policy", {}).get("revision")
+    given = record.config.get("policy", {}).get("revision")
     if before.policy.model != wanted.policy.model or wanted.policy.revision not in (None, given):
         return wanted
     return wanted.model_copy(update={"policy": wanted.policy.model_copy(update={"revision": before.policy.revision})})
@@ -148,10 +213,10 @@ def _refusal(store: Store, name: str, there: str, before: RunConfig, wanted: Run
     return "\n".join(lines)
 
 
-def _check_device(there: str, record: dict[str, Any], before: RunConfig, wanted: RunConfig) -> None:
+def _check_device(there: str, record: RunRecord, before: RunConfig, wanted: RunConfig) -> None:
     """Raise RunExistsError if the run would go on with another kind of device than the one it was trained on."""
-    was = record.get("device") or before.policy.device.split(":")[0]  # versions that recorded none
-    if was == "auto" or (wanted.policy.device == "auto" and "device" not in record):
+    was = record.device or before.policy.device.split(":")[0]  # versions that recorded none
+    if was == "auto" or (wanted.policy.device == "auto" and record.device is None):
         return
     now = device_kind(wanted.policy.device)
     if now != was:
@@ -161,9 +226,9 @@ def _check_device(there: str, record: dict[str, Any], before: RunConfig, wanted:
         )
 
 
-def _check_files(there: str, record: dict[str, Any], wanted: RunConfig) -> None:
+def _check_files(there: str, record: RunRecord, wanted: RunConfig) -> None:
     """Raise RunExistsError if the directory that the run's model was read from holds another by now."""
-    digest = (record.get("model") or {}).get("files")
+    digest = (record.model or {}).get("files")
     folder = Path(wanted.policy.model or "")
     if digest and folder.is_dir() and files_digest(folder) != digest:
         raise RunExistsError(

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,15 +23,16 @@ from tasks.runs.groups import Arm, no_such_run
 from tasks.runs.record import (
     Parent,
     RunExistsError,
+    RunRecord,
+    as_record,
     check_resume,
-    recorded_config,
-    recorded_parent,
-    run_record,
+    new_record,
+    read_record,
     trained_record,
 )
 from tasks.runs.version import code_version
 
-__all__ = ["Run", "RunExistsError", "code_version", "create_or_resume", "open_run", "run_record"]
+__all__ = ["Run", "RunExistsError", "code_version", "create_or_resume", "open_run"]
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,11 @@ class Run:
 def open_run(root: str, name: str) -> Run:
     """An existing run, with its latest settings. Raises ConfigError if there is none of this name under the root."""
     store = open_store(root)
-    record = store.run_record(name)
+    record = read_record(store, name)
     if record is None:
         raise no_such_run(store, name)
-    config = recorded_config(name, record)
-    return Run(store, name, config, record.get("config_hash") or config.digest, recorded_parent(record))
+    config = record.run_config(name)
+    return Run(store, name, config, record.config_hash or config.digest, record.parent)
 
 
 def create_or_resume(
@@ -138,16 +138,17 @@ def create_or_resume(
     """
     store = open_store(root)
     store.check()
-    record = store.run_record(name)
+    record = read_record(store, name)
     if record is None:
         read_splits(config)
-        record = store.create_run(name, run_record(name, config, arm) | trained_record(config))
+        made = new_record(name, config, arm).model_copy(update=trained_record(config))
+        record = as_record(name, store.create_run(name, made.written()))
     check_arm(name, record, arm)
     steps_done = open_run(root, name).last_step()
     changes = check_resume(store, name, record, config, steps_done, allow_changed_code)
     replaced = {"config": config.model_dump(mode="json"), **code_record(config)} if changes else {}
     keep_sources(store, name, config)
-    if "model" not in record and config.policy.model:  # by a version that pinned none
+    if record.model is None and config.policy.model:  # by a version that pinned none
         try:
             replaced |= trained_record(config)
             changes.append(f"model: {json.dumps(replaced['model'])}")
@@ -165,11 +166,11 @@ def create_or_resume(
     return run
 
 
-def check_arm(name: str, record: dict[str, Any], arm: Arm | None) -> None:
+def check_arm(name: str, record: RunRecord, arm: Arm | None) -> None:
     """Raise RunExistsError if a run exists as another configuration's arm, or as none, although it is to be one."""
-    if arm is None or "group" not in record or record["group"] == arm.group:  # older records say nothing
+    if arm is None or not record.knows_groups or record.group == arm.group:  # older records say nothing
         return
-    whose = f"as an arm of {record['group']!r}" if record["group"] else "as a run of its own"
+    whose = f"as an arm of {record.group!r}" if record.group else "as a run of its own"
     raise RunExistsError(
         f"run {name!r} exists {whose}, so that {arm.group!r} can have no arm {arm.arm!r}; choose another --run"
     )
