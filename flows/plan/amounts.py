@@ -12,6 +12,7 @@ from flows.plan.facts import ModelFacts, Shape
 from polyepo.config import RunConfig
 from polyepo.domains import Problem
 from polyepo.judges import Estimate, Group, Judge
+from polyepo.samplers.settings import VLLMSampling
 from tasks.runs.evaluations import SAMPLES_PER_SHARD
 
 # Measured on committed artifacts, manifests included: the quickstart's, and 800 responses of a 7B model to MATH-500.
@@ -171,7 +172,7 @@ def memory(config: RunConfig, problems: Problems, model: ModelFacts) -> Memory:
     shape = largest_micro_batch(config, problems)
     bytes_per_logit = model.weights // model.num_parameters
     rows = 0
-    if config.sampler.name == "transformers":
+    if not isinstance(config.sampler, VLLMSampling):
         rows = max(1, sampling.batch_size // sampling.num_responses) * sampling.num_responses
         rows = min(rows, -(-sampling.prompts_per_step // sampling.shards) * sampling.num_responses)
     return Memory(

@@ -207,8 +207,9 @@ def test_prompts_are_as_long_as_the_chat_template_makes_them(tmp_path):
     sampling = {"max_prompt_tokens": 4}
     real = AutoModelForCausalLM.from_config(small_models()[0])
     real.save_pretrained(tmp_path)
-    assert plan_of(policy=policy, domain=domain, sampling=sampling).findings == []
-    deep = plan_of(policy={**policy, "chat_template_kwargs": {"deep": True}}, domain=domain, sampling=sampling)
+    same = {"domain": domain, "sampling": sampling, "scoring": {"method": "grpo"}}
+    assert plan_of(policy=policy, **same).findings == []
+    deep = plan_of(policy={**policy, "chat_template_kwargs": {"deep": True}}, **same)
     assert deep.findings[0].what == "domain: 8 prompts are longer than sampling.max_prompt_tokens 4"
     assert deep.findings[0].remedy.startswith("raise it to 5 ")
     longer = plan_of(policy={**policy, "chat_template_kwargs": {"deep": True}}, domain=domain,
