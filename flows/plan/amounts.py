@@ -144,10 +144,14 @@ def amounts(config: RunConfig, problems: Problems, model: ModelFacts | None, tok
     sampling, update = config.sampling, config.update
     training = _training(config, problems)
     prompt = problems.longest(sampling.max_prompt_tokens)
+    # Each epoch passes all prompts; before it, the old policy those that are not in the first minibatch.
+    passed = (update.epochs + 1) * sampling.prompts_per_step - (
+        update.prompts_per_minibatch or sampling.prompts_per_step
+    )
     return Amounts(
         training=training,
         evaluation=_evaluation(config, problems),
-        trained_tokens=(1 + update.epochs) * training.responses * (prompt + sampling.max_response_tokens),
+        trained_tokens=passed * sampling.num_responses * (prompt + sampling.max_response_tokens),
         repeats=config.steps * sampling.prompts_per_step / len(problems.train),
         checkpoints=_checkpoints(config),
         checkpoint=None if model is None else 3 * model.weights + _CHECKPOINT_FILE_BYTES + _tokenizer_bytes(tokenizer),
