@@ -159,7 +159,7 @@ class UpdateConfig(Section):
     epochs: int = Field(1, ge=1)
     """Passes over each batch."""
     micro_batch_tokens: int = Field(16384, ge=1)
-    """Tokens per forward pass, padding included where a model's sequences cannot be packed; the update is the same for any
+    """Tokens per forward pass, with padding if the model's sequences cannot be packed. The update is the same for any
     value."""
     gradient_checkpointing: Annotated[bool, Operational()] = added(False)
     """Keep each layer's input alone and compute the rest again in the backward pass: the same update, less memory."""

@@ -145,9 +145,8 @@ def amounts(config: RunConfig, problems: Problems, model: ModelFacts | None, tok
     training = _training(config, problems)
     prompt = problems.longest(sampling.max_prompt_tokens)
     # Each epoch passes all prompts; before it, the old policy those that are not in the first minibatch.
-    passed = (update.epochs + 1) * sampling.prompts_per_step - (
-        update.prompts_per_minibatch or sampling.prompts_per_step
-    )
+    first = update.prompts_per_minibatch or sampling.prompts_per_step
+    passed = (update.epochs + 1) * sampling.prompts_per_step - first
     return Amounts(
         training=training,
         evaluation=_evaluation(config, problems),
