@@ -70,6 +70,8 @@ class Memory:
     """Bytes on the policy's device."""
 
     weights: int
+    engine: str
+    """How log-probabilities are computed, and why not faster."""
     micro_batch: int
     shape: Shape
     logits: int
@@ -172,6 +174,7 @@ def memory(config: RunConfig, problems: Problems, model: ModelFacts) -> Memory:
     sampling = config.sampling
     longest = problems.longest(sampling.max_prompt_tokens)
     shape = largest_micro_batch(config, problems)
+    engine = engine_of(model, config.policy)
     bytes_per_logit = model.weights // model.num_parameters
     rows = 0
     if config.sampler.name == "transformers":
@@ -179,9 +182,10 @@ def memory(config: RunConfig, problems: Problems, model: ModelFacts) -> Memory:
         rows = min(rows, -(-sampling.prompts_per_step // sampling.shards) * sampling.num_responses)
     return Memory(
         weights=model.weights,
-        micro_batch=micro_batch_bytes(model, shape, config.update.gradient_checkpointing),
+        engine=str(engine),
+        micro_batch=micro_batch_bytes(model, shape, engine, config.update.gradient_checkpointing),
         shape=shape,
-        logits=0 if engine_of(model).tiled else 4 * shape.rows * shape.response * model.vocabulary,
+        logits=0 if engine.tiled else 4 * shape.rows * shape.response * model.vocabulary,
         sampled_rows=rows,
         cache_row=cache_bytes(model, longest + sampling.max_response_tokens) if rows else 0,
         draw_row=model.vocabulary * (bytes_per_logit + _DRAW_BYTES),
