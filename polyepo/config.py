@@ -138,7 +138,8 @@ class UpdateConfig(Section):
     epochs: int = Field(1, ge=1)
     """Passes over each batch."""
     micro_batch_tokens: int = Field(16384, ge=1)
-    """Padded tokens per forward pass; the update is the same for any value."""
+    """Tokens per forward pass, with padding if the model's sequences cannot be packed. The update is the same for any
+    value."""
     gradient_checkpointing: Annotated[bool, Operational()] = added(False)
     """Keep each layer's input alone and compute the rest again in the backward pass: the same update, less memory."""
     importance_cap: float | None = Field(None, gt=0)

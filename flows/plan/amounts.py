@@ -71,6 +71,8 @@ class Memory:
     """Bytes on the policy's device."""
 
     weights: int
+    engine: str
+    """How log-probabilities are computed, and why not faster."""
     micro_batch: int
     shape: Shape
     logits: int
@@ -145,10 +147,13 @@ def amounts(config: RunConfig, problems: Problems, model: ModelFacts | None, tok
     sampling, update = config.sampling, config.update
     training = _training(config, problems)
     prompt = problems.longest(sampling.max_prompt_tokens)
+    # Each epoch passes all prompts; before it, the old policy those that are not in the first minibatch.
+    first = update.prompts_per_minibatch or sampling.prompts_per_step
+    passed = (update.epochs + 1) * sampling.prompts_per_step - first
     return Amounts(
         training=training,
         evaluation=_evaluation(config, problems),
-        trained_tokens=(1 + update.epochs) * training.responses * (prompt + sampling.max_response_tokens),
+        trained_tokens=passed * sampling.num_responses * (prompt + sampling.max_response_tokens),
         repeats=config.steps * sampling.prompts_per_step / len(problems.train),
         checkpoints=_checkpoints(config),
         checkpoint=None if model is None else 3 * model.weights + _CHECKPOINT_FILE_BYTES + _tokenizer_bytes(tokenizer),
@@ -170,6 +175,7 @@ def memory(config: RunConfig, problems: Problems, model: ModelFacts) -> Memory:
     sampling = config.sampling
     longest = problems.longest(sampling.max_prompt_tokens)
     shape = largest_micro_batch(config, problems)
+    engine = engine_of(model, config.policy)
     bytes_per_logit = model.weights // model.num_parameters
     rows = 0
     if not isinstance(config.sampler, VLLMSampling):
@@ -177,9 +183,10 @@ def memory(config: RunConfig, problems: Problems, model: ModelFacts) -> Memory:
         rows = min(rows, -(-sampling.prompts_per_step // sampling.shards) * sampling.num_responses)
     return Memory(
         weights=model.weights,
-        micro_batch=micro_batch_bytes(model, shape, config.update.gradient_checkpointing),
+        engine=str(engine),
+        micro_batch=micro_batch_bytes(model, shape, engine, config.update.gradient_checkpointing),
         shape=shape,
-        logits=0 if engine_of(model).tiled else 4 * shape.rows * shape.response * model.vocabulary,
+        logits=0 if engine.tiled else 4 * shape.rows * shape.response * model.vocabulary,
         sampled_rows=rows,
         cache_row=cache_bytes(model, longest + sampling.max_response_tokens) if rows else 0,
         draw_row=model.vocabulary * (bytes_per_logit + _DRAW_BYTES),
