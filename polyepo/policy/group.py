@@ -60,7 +60,7 @@ class TrainerGroup:
 
     def __init__(self, resources: TrainerResources, device: str) -> None:
         self.resources, self._device = resources, device
-        self._torchrun = Supervised("trainer", resources.logs)
+        self._torchrun = Supervised("trainer", resources.logs, grace_s=0)  # nothing of it is worth a goodbye
         self._connection: socket.socket | None = None
         self.loads = 0
         """Policies that were loaded: whose number is not the last has none any more."""
