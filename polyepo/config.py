@@ -152,6 +152,10 @@ class TrainerResources(Section):
     processes: int = Field(1, ge=1, le=4096)
     """The policy is spread over so many (FSDP2), one per GPU; with more than one they are a group that torchrun starts,
     which lives as long as the run's process."""
+    nodes: int = Field(1, ge=1, le=4096)
+    """Machines with so many processes each: this one, and those on which `polyepo join` was started."""
+    master: str | None = None
+    """With nodes: HOST:PORT by which the others reach this machine; on a private network, as anybody may join there."""
     offload: bool = False
     """Keep weights and optimizer state in CPU memory, and take them to the GPU layer by layer: slower, for models whose
     16 bytes a parameter do not fit the GPUs."""
@@ -161,7 +165,24 @@ class TrainerResources(Section):
     @property
     def in_process(self) -> bool:
         """Whether the policy is updated in the run's own process."""
-        return self.processes == 1 and not self.offload
+        return self.processes == 1 and self.nodes == 1 and not self.offload
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes on all nodes."""
+        return self.processes * self.nodes
+
+    @model_validator(mode="after")
+    def _nodes_have_a_master(self) -> TrainerResources:
+        host, _, port = (self.master or "").rpartition(":")
+        if self.nodes > 1 and not (host and port.isdecimal() and 0 < int(port) < 2**16):
+            raise ValueError(
+                f"master {self.master!r} must be HOST:PORT of this machine, as 10.0.0.1:29400, if nodes {self.nodes} "
+                "are to meet there"
+            )
+        if self.nodes == 1 and self.master is not None:
+            raise ValueError(f"master {self.master!r} goes with more nodes than 1")
+        return self
 
 
 class Resources(Section):
@@ -235,6 +256,10 @@ class RunConfig(Section):
             raise ValueError(
                 f"keep_checkpoints.every {every} must be a multiple of checkpoint_every {self.checkpoint_every}: "
                 "there is no checkpoint at other steps"
+            )
+        if self.policy.trust_remote_code and self.resources.trainer.nodes > 1:
+            raise ValueError(
+                "policy.trust_remote_code: the code is on the run's machine; set resources.trainer.nodes to 1"
             )
         check_scoring(self.scoring, sampling.num_responses, sampling.max_response_tokens)
         if self.policy.warm_start and not isinstance(self.domain, Demonstrated | MissingDomain):

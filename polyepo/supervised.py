@@ -23,11 +23,13 @@ class Supervised:
     Args:
         name: begins the name of its folder.
         logs: folder of the logs.
+        grace_s: seconds that it has to end by itself when it is to.
     """
 
-    def __init__(self, name: str, logs: str | Path) -> None:
+    def __init__(self, name: str, logs: str | Path, grace_s: float) -> None:
         self._name = name
         self._logs = Path(logs)
+        self._grace_s = grace_s
         self._supervisor: subprocess.Popen[bytes] | None = None
         self.scratch = Path()
         """A folder of the process's own, deleted with it; it starts there."""
@@ -50,7 +52,7 @@ class Supervised:
         self.log = (self._logs / f"{name}.log").absolute()
         with self.log.open("ab") as log:
             self._supervisor = subprocess.Popen(
-                [sys.executable, "-I", str(_SUPERVISOR), str(self.scratch), *command],
+                [sys.executable, "-I", str(_SUPERVISOR), str(self.scratch), str(self._grace_s), *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -65,7 +67,7 @@ class Supervised:
         assert self._supervisor.stdin is not None
         self._supervisor.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._supervisor.wait(20)
+            self._supervisor.wait(self._grace_s + 10)
         # If it was the supervisor that was killed, its session is still there.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._supervisor.pid, signal.SIGKILL)

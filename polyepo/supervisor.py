@@ -1,4 +1,4 @@
-"""Runs a process so that it never outlives the run, however that ends: `python -I supervisor.py SCRATCH COMMAND...`
+"""Runs a process so that it never outlives the run, however that ends: `supervisor.py SCRATCH GRACE COMMAND...`
 
 It starts as the leader of a session of its own, with the process and all that this starts in it. The run holds the
 other end of our standard input: when the run ends, by SIGKILL too, the pipe closes. Standard library alone: it loads in
@@ -14,8 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-
-_GRACE_S = 10.0
 
 
 def die_with_parent(called: str = "") -> None:
@@ -34,8 +32,11 @@ def die_with_parent(called: str = "") -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(scratch: str, *command: str) -> None:
-    """Run the command inside `scratch` until it ends or the parent does; then end the session and delete `scratch`."""
+def main(scratch: str, grace: str, *command: str) -> None:
+    """Run the command inside `scratch` until it ends or the parent does; then end the session and delete `scratch`.
+
+    The command has GRACE seconds from SIGTERM to SIGKILL.
+    """
     parent = os.getppid()
     # A handler, not SIG_IGN, which the server would inherit.
     signal.signal(signal.SIGTERM, lambda *_: None)
@@ -45,11 +46,12 @@ def main(scratch: str, *command: str) -> None:
     while process.poll() is None and os.getppid() == parent:
         if select.select([sys.stdin], [], [], 0.5)[0]:
             break
-    os.killpg(0, signal.SIGTERM)
-    try:
-        process.wait(_GRACE_S)
-    except subprocess.TimeoutExpired:
-        print(f"it did not end within {_GRACE_S:.0f} s of SIGTERM: SIGKILL", file=sys.stderr)
+    if float(grace):
+        os.killpg(0, signal.SIGTERM)
+        try:
+            process.wait(float(grace))
+        except subprocess.TimeoutExpired:
+            print(f"it did not end within {grace} s of SIGTERM: SIGKILL", file=sys.stderr)
     shutil.rmtree(scratch, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)  # this process included
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import select
 import signal
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,6 +22,7 @@ from polyepo.policy.code import CODE
 from polyepo.policy.language import load_language
 from polyepo.policy.messages import from_batch
 from polyepo.policy.model import Policy, compute_dtype, load_policy
+from polyepo.policy.nodes import environment, torchrun
 from polyepo.policy.source import check_processes, device_kind
 from polyepo.policy.update import Batch, NonFiniteError, UpdateMetrics
 from polyepo.samplers.base import Sample
@@ -31,9 +30,9 @@ from polyepo.samplers.transformers import TransformersSampler
 from polyepo.supervised import Supervised
 
 _STARTUP_S = 300.0
+_JOIN_S = 60.0
 _ENDING_S = 10.0
 _ANSWERED: dict[str, type[PolyepoError]] = {"NonFiniteError": NonFiniteError, "ConfigError": ConfigError}
-_ROOT = Path(__file__).parents[2]
 _FAILURE = re.compile(r"\brank\s*:\s*(\d+) .*\n\s*exitcode\s*:\s*(-?\d+)")
 _LESS_MEMORY = (
     "lower update.micro_batch_tokens, set update.gradient_checkpointing or resources.trainer.offload, or raise "
@@ -60,7 +59,7 @@ class TrainerGroup:
 
     def __init__(self, resources: TrainerResources, device: str) -> None:
         self.resources, self._device = resources, device
-        self._torchrun = Supervised("trainer", resources.logs)
+        self._torchrun = Supervised("trainer", resources.logs, grace_s=0)  # nothing of it is worth a goodbye
         self._connection: socket.socket | None = None
         self.loads = 0
         """Policies that were loaded: whose number is not the last has none any more."""
@@ -134,13 +133,8 @@ class TrainerGroup:
                     f"no socket can be made at {str(address)!r} ({error}): set TMPDIR to another folder"
                 ) from None
             listening.listen()
-            command = [
-                sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-                str(self.resources.processes), "-m", "polyepo.policy.rank", str(address), self._device,
-            ]  # fmt: skip
-            # The ranks import what this process did, wherever that lies.
-            path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-            self._torchrun.start(command, {**os.environ, "PYTHONPATH": path})
+            command = torchrun(self.resources, 0, str(address), self._device)
+            self._torchrun.start(command, environment())
             connection = self._wait_for_call(listening)
         hello = _read(connection)
         if hello is None:
@@ -149,7 +143,8 @@ class TrainerGroup:
         return connection
 
     def _wait_for_call(self, listening: socket.socket) -> socket.socket:
-        deadline = time.monotonic() + _STARTUP_S
+        limit = _STARTUP_S if self.resources.nodes == 1 else _JOIN_S
+        deadline = time.monotonic() + limit
         listening.settimeout(0.2)
         while True:
             with contextlib.suppress(TimeoutError):
@@ -159,7 +154,16 @@ class TrainerGroup:
             if not self._torchrun.alive:
                 raise self._ended("before it was ready")
             if time.monotonic() > deadline:
-                raise GroupError(f"the trainer group was not ready within {_STARTUP_S:.0f} s", killed=False)
+                raise GroupError(self._not_ready(limit), killed=False)
+
+    def _not_ready(self, limit: float) -> str:
+        found = self.resources
+        late = f"the trainer group was not ready within {limit:.0f} s"
+        if found.nodes == 1:
+            return f"{late} (its log: {self._torchrun.log})"
+        numbers = "1" if found.nodes == 2 else f"1 to {found.nodes - 1}"
+        command = f"polyepo join {found.master} --node {numbers} --nodes {found.nodes} --processes {found.processes}"
+        return f"{late}: start `{command}` on the other nodes and leave it running, or set resources.trainer.nodes to 1"
 
     def _ended(self, when: str) -> GroupError:
         """What has happened, by the log: torchrun writes there which rank ended first, and how."""
@@ -198,6 +202,8 @@ def _cause(log: str) -> tuple[str, bool]:
     if not failures:
         said = re.findall(r"^\w+(?:Error|Exception)\b.*", log, re.MULTILINE)
         return (f"torchrun failed: {said[-1]}", False) if said else ("torchrun was killed", True)
+    if lost := [rank for rank, error in errors if re.search("Connection (closed|reset) by peer", error)]:
+        return f"rank {lost[0]} has lost its connection to another, as when that one's node is gone", True
     rank, _ = failures[-1]  # that which failed first comes last
     said = [error for where, error in errors if where == rank] or ["see its log"]
     return f"rank {rank} failed: {said[-1]}", False
@@ -275,7 +281,7 @@ class GroupTrainer:
     @property
     def processes(self) -> int:
         """The group's."""
-        return self._group.resources.processes
+        return self._group.resources.num_ranks
 
     def update(self, batch: Batch, config: UpdateConfig, sampling: SamplingConfig, seed: int) -> UpdateMetrics:
         """One training step. Raises NonFiniteError."""

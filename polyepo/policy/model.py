@@ -73,7 +73,7 @@ def load_policy(source: str | Path, config: PolicyConfig, update: UpdateConfig) 
     """
     check_device(config.device)
     model, language = load_model(source, config), load_language(source, config)
-    cut_padding(model, language)
+    cut_padding(model, language.known)
     model = model.to(resolve_device(config.device))
     engine = choose_engine(model, language.known, compute_dtype(config))
     return Policy(model, language, make_optimizer(model, update), engine=engine)
@@ -112,16 +112,16 @@ def make_optimizer(model: Any, update: UpdateConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=update.lr, betas=update.betas, weight_decay=update.weight_decay)
 
 
-def cut_padding(model: Any, language: Language) -> None:
-    """Cut the logits of ids that the tokenizer has no token for.
+def cut_padding(model: Any, known: int) -> None:
+    """Cut the logits of ids from `known` on, which the tokenizer has no token for.
 
     Vocabularies are padded to round sizes. Cut in the model itself, the padding is out of every softmax: sampling,
     old and new log-probabilities, entropies.
     """
 
     def cut(module: Any, args: Any, output: Any) -> Any:
-        output.logits = output.logits[..., : language.known]
+        output.logits = output.logits[..., :known]
         return output
 
-    if language.padding_ids:
+    if known < model.config.get_text_config().vocab_size:
         model.register_forward_hook(cut)

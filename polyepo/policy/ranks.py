@@ -23,6 +23,13 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    num_local: int = 1
+    """Ranks on the first node, which are the first: they alone have its files."""
+
+    @property
+    def local(self) -> bool:
+        """Whether this rank is on the first node."""
+        return self.rank < self.num_local
 
     def share(self, parts: Sequence[T]) -> list[T | None]:
         """This rank's parts of a whole, in their order; None where it has fewer than others.

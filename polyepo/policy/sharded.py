@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, revert_weight_conversion
 from transformers.dynamic_module_utils import custom_object_save
@@ -25,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from polyepo.config import ConfigError, PolicyConfig, UpdateConfig
 from polyepo.policy.checkpoint import OPTIMIZER, TensorFiles, read_version, write_version
-from polyepo.policy.language import load_language
+from polyepo.policy.language import Language, load_language
 from polyepo.policy.logprobs import Engine, choose_engine
 from polyepo.policy.model import Policy, compute_dtype, cut_padding, load_model, make_optimizer, set_up_torch
 from polyepo.policy.ranks import Ranks
@@ -67,10 +67,10 @@ def load_sharded(
     if error := ranks.tell(error):
         raise ConfigError(error)
     set_up_torch(config)
-    language = load_language(source, config)
+    language, known = _language(source, config, ranks)
     chosen = choose_engine(whole) if whole is not None else Engine()
     tiled, packed, why = ranks.tell([chosen.tiled, chosen.packed, chosen.why])
-    engine = Engine(tiled, packed, why, language.known, compute_dtype(config))
+    engine = Engine(tiled, packed, why, known, compute_dtype(config))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             language.model_config, dtype=getattr(torch, config.dtype), trust_remote_code=config.trust_remote_code
@@ -82,10 +82,23 @@ def load_sharded(
     _fill(model, whole, torch.device("cpu") if offload else device)
     policy = Policy(model, language, make_optimizer(model, update), ranks=ranks, engine=engine)
     register_fsdp_forward_method(model, "token_logprobs")
-    cut_padding(model, language)
+    cut_padding(model, known)
     if resume:
         _resume(policy, Path(source))
     return policy
+
+
+def _language(source: str | Path, config: PolicyConfig, ranks: Ranks) -> tuple[Language, int]:
+    """What the policy speaks, and its `known` ids; ranks on other nodes are told, and have no tokenizer."""
+    if ranks.local:
+        language = load_language(source, config)
+    first = ranks.rank == 0
+    told = [language.model_config.to_json_string(use_diff=False), language.known] if first else None
+    description, known = ranks.tell(told)
+    if not ranks.local:
+        settings = json.loads(description)
+        language = Language(None, AutoConfig.for_model(settings.pop("model_type"), **settings), frozenset())
+    return language, known
 
 
 def _check_files(model: Any) -> None:
@@ -145,7 +158,7 @@ def _resume(policy: Policy, folder: Path) -> None:
 
 
 def save_sharded(policy: Policy, folder: Path) -> None:
-    """Write a checkpoint that `load_checkpoint` reads, in as many files as there are ranks."""
+    """Write a checkpoint that `load_checkpoint` reads, in as many files as the first node has ranks."""
     export_sharded(policy, folder)
     state = policy.optimizer.state
     names = [(name, p) for name, p in policy.model.named_parameters() if state[p]]
@@ -158,9 +171,13 @@ def save_sharded(policy: Policy, folder: Path) -> None:
 
 
 def export_sharded(policy: Policy, folder: Path, dtype: str | None = None, head_apart: bool = False) -> None:
-    """Write a Hugging Face model directory in as many files as there are ranks; arguments as of `Trainer.export`."""
+    """Write a Hugging Face model directory, in as many files as the first node has ranks.
+
+    Arguments as of `Trainer.export`.
+    """
     model = policy.model
-    folder.mkdir(parents=True, exist_ok=True)
+    if policy.ranks.local:
+        folder.mkdir(parents=True, exist_ok=True)
     kept = model.state_dict().keys()
     buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in kept]
     weights = [*model.named_parameters(remove_duplicate=not head_apart), *buffers]
@@ -213,7 +230,7 @@ def _write(
     tensors: Iterable[tuple[str, torch.Tensor]],
     as_files: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = lambda tensor: tensor,
 ) -> dict[str, str]:
-    """Gather one tensor at a time and write every size-th.
+    """Gather one tensor at a time; the ranks on the first node take turns to write.
 
     Args:
         ranks: this process and the others.
@@ -229,8 +246,9 @@ def _write(
     files: dict[str, str] = {}
     for i, (name, tensor) in enumerate(tensors):
         written = as_files({name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor})
-        files |= dict.fromkeys(written, f"{stem}-{i % ranks.size + 1:05d}-of-{ranks.size:05d}.safetensors")
-        if i % ranks.size == ranks.rank:
+        writer = i % ranks.num_local
+        files |= dict.fromkeys(written, f"{stem}-{writer + 1:05d}-of-{ranks.num_local:05d}.safetensors")
+        if writer == ranks.rank:
             own |= {key: value.to("cpu", copy=True).contiguous() for key, value in written.items()}
     if own:
         save_file(own, str(folder / files[next(iter(own))]), metadata={"format": "pt"})

@@ -115,7 +115,7 @@ def main(address: str, kind: str) -> None:
         torch.cuda.set_device(device)
     # What is on the CPU, such as sums to decide by, goes over gloo on machines with GPUs as well.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    ranks = Ranks(dist.get_rank(), dist.get_world_size())
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"]))
     codes = ranks.gather(CODE)
     connection = None
     if ranks.rank == 0:

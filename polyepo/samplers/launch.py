@@ -27,7 +27,7 @@ class LaunchedServer(Supervised):
     """
 
     def __init__(self, launch: VLLMLaunch, arguments: list[str]) -> None:
-        super().__init__("vllm", launch.logs)
+        super().__init__("vllm", launch.logs, grace_s=10)
         self._python = launch.program()
         self._launch = launch
         self._arguments = arguments
