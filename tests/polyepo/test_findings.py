@@ -208,7 +208,7 @@ OTHERS = "set scoring.objective to mean_plus_distinct, distinct_successful or le
             BY_ANSWER,
             {"reward_mean": wave(0.47), "prompts_sign_flipped": 5},
             {"reward_mean": wave(0.5), "prompts_sign_flipped": 7},
-            "44% of prompts were sign-flipped in the last 20 of 40 steps; since the first 20 the mean reward went from 0.47",
+            "44% of prompts were sign-flipped in the last 20 of 40 steps; since the first 20 the mean reward went from",
             OTHERS,
         ),
         (
