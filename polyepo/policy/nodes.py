@@ -46,9 +46,7 @@ def join(resources: TrainerResources, node: int, device: str, say: Callable[[str
         ConfigError: there is no such node, or too few GPUs.
     """
     if not 1 <= node < resources.nodes:
-        raise ConfigError(
-            f"--node {node} must lie between 1 and {resources.nodes - 1}: the run's machine is node 0"
-        )
+        raise ConfigError(f"--node {node} must lie between 1 and {resources.nodes - 1}: the run's machine is node 0")
     check_processes(resources.processes, device)
     ranks = Supervised("trainer", resources.logs, grace_s=0)
     try:
