@@ -133,7 +133,7 @@ class TrainerGroup:
                     f"no socket can be made at {str(address)!r} ({error}): set TMPDIR to another folder"
                 ) from None
             listening.listen()
-            command = torchrun(self.resources, 0, str(address), self._device)
+            command = torchrun(self.resources, 0, self.scratch, str(address), self._device)
             self._torchrun.start(command, environment())
             connection = self._wait_for_call(listening)
         hello = _read(connection)
