@@ -23,7 +23,7 @@ from polyepo.policy.language import load_language
 from polyepo.policy.messages import from_batch
 from polyepo.policy.model import Policy, compute_dtype, load_policy
 from polyepo.policy.nodes import environment, torchrun
-from polyepo.policy.source import check_processes, device_kind
+from polyepo.policy.source import check_trainer, device_kind
 from polyepo.policy.update import Batch, NonFiniteError, UpdateMetrics
 from polyepo.samplers.base import Sample
 from polyepo.samplers.transformers import TransformersSampler
@@ -260,7 +260,7 @@ class GroupTrainer:
     ) -> None:
         self._group, self._config, self._update = group, config, update
         self._sampling: Policy | None = None
-        check_processes(group.resources.processes, config.device)
+        check_trainer(group.resources, config.device)
         self.language = load_language(source, config)
         self.device = device_kind(config.device)
         self.dtype: str = str(compute_dtype(config) or config.dtype).removeprefix("torch.")

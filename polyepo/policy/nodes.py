@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from polyepo.config import ConfigError, TrainerResources
-from polyepo.policy.source import check_processes
+from polyepo.policy.source import check_trainer
 from polyepo.supervised import Supervised
 
 _ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def join(resources: TrainerResources, node: int, device: str, say: Callable[[str
     """
     if not 1 <= node < resources.nodes:
         raise ConfigError(f"--node {node} must lie between 1 and {resources.nodes - 1}: the run's machine is node 0")
-    check_processes(resources.processes, device)
+    check_trainer(resources, device)
     ranks = Supervised("trainer", resources.logs, grace_s=0)
     try:
         while True:
