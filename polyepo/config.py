@@ -18,7 +18,7 @@ from polyepo.explain import explain, is_setting, keys
 from polyepo.judges import AnyJudge
 from polyepo.names import is_name
 from polyepo.plugins import given_by_user
-from polyepo.samplers.settings import AnySampling, TransformersSampling
+from polyepo.samplers.settings import AnySampling, SamplingConfig, TransformersSampling
 from polyepo.scoring import AnyScoring, SetScoring, check_scoring, scoring_id
 from polyepo.section import Operational, Section, added, digest, results_only
 
@@ -117,27 +117,6 @@ class PolicyConfig(Section):
         return kwargs
 
 
-class SamplingConfig(Section):
-    """How responses are sampled. There is no top-p or top-k: they would bias the log-probabilities."""
-
-    prompts_per_step: int = Field(128, ge=1)
-    num_responses: int = Field(8, ge=1)
-    """N: responses per prompt."""
-    temperature: float = Field(1.0, gt=0)
-    max_prompt_tokens: int = Field(1024, ge=1)
-    max_response_tokens: int = Field(4096, ge=1)
-    batch_size: int = Field(256, ge=1)
-    """Responses decoded at a time."""
-    shards: int = Field(1, ge=1, le=1000)
-    """Artifacts a step's rollouts are committed in: one shard is judged while the next is sampled."""
-
-    @model_validator(mode="after")
-    def _shards_fit(self) -> SamplingConfig:
-        if self.shards > self.prompts_per_step:
-            raise ValueError(f"shards {self.shards} must not exceed prompts_per_step {self.prompts_per_step}")
-        return self
-
-
 class UpdateConfig(Section):
     """The clipped policy-gradient update (arXiv 2604.17654, Table 1)."""
 
@@ -159,7 +138,8 @@ class UpdateConfig(Section):
     epochs: int = Field(1, ge=1)
     """Passes over each batch."""
     micro_batch_tokens: int = Field(16384, ge=1)
-    """Padded tokens per forward pass; the update is the same for any value."""
+    """Tokens per forward pass, with padding if the model's sequences cannot be packed. The update is the same for any
+    value."""
     gradient_checkpointing: Annotated[bool, Operational()] = added(False)
     """Keep each layer's input alone and compute the rest again in the backward pass: the same update, less memory."""
     importance_cap: float | None = Field(None, gt=0)

@@ -12,6 +12,7 @@ from flows.plan.facts import ModelFacts, Shape
 from polyepo.config import RunConfig
 from polyepo.domains import Problem
 from polyepo.judges import Estimate, Group, Judge
+from polyepo.samplers.settings import VLLMSampling
 from tasks.runs.evaluations import SAMPLES_PER_SHARD
 
 # Measured on committed artifacts, manifests included: the quickstart's, and 800 responses of a 7B model to MATH-500.
@@ -70,6 +71,8 @@ class Memory:
     """Bytes on the policy's device."""
 
     weights: int
+    engine: str
+    """How log-probabilities are computed, and why not faster."""
     micro_batch: int
     shape: Shape
     logits: int
@@ -144,10 +147,13 @@ def amounts(config: RunConfig, problems: Problems, model: ModelFacts | None, tok
     sampling, update = config.sampling, config.update
     training = _training(config, problems)
     prompt = problems.longest(sampling.max_prompt_tokens)
+    # Each epoch passes all prompts; before it, the old policy those that are not in the first minibatch.
+    first = update.prompts_per_minibatch or sampling.prompts_per_step
+    passed = (update.epochs + 1) * sampling.prompts_per_step - first
     return Amounts(
         training=training,
         evaluation=_evaluation(config, problems),
-        trained_tokens=(1 + update.epochs) * training.responses * (prompt + sampling.max_response_tokens),
+        trained_tokens=passed * sampling.num_responses * (prompt + sampling.max_response_tokens),
         repeats=config.steps * sampling.prompts_per_step / len(problems.train),
         checkpoints=_checkpoints(config),
         checkpoint=None if model is None else 3 * model.weights + _CHECKPOINT_FILE_BYTES + _tokenizer_bytes(tokenizer),
@@ -169,16 +175,18 @@ def memory(config: RunConfig, problems: Problems, model: ModelFacts) -> Memory:
     sampling = config.sampling
     longest = problems.longest(sampling.max_prompt_tokens)
     shape = largest_micro_batch(config, problems)
+    engine = engine_of(model, config.policy)
     bytes_per_logit = model.weights // model.num_parameters
     rows = 0
-    if config.sampler.name == "transformers":
+    if not isinstance(config.sampler, VLLMSampling):
         rows = max(1, sampling.batch_size // sampling.num_responses) * sampling.num_responses
         rows = min(rows, -(-sampling.prompts_per_step // sampling.shards) * sampling.num_responses)
     return Memory(
         weights=model.weights,
-        micro_batch=micro_batch_bytes(model, shape, config.update.gradient_checkpointing),
+        engine=str(engine),
+        micro_batch=micro_batch_bytes(model, shape, engine, config.update.gradient_checkpointing),
         shape=shape,
-        logits=0 if engine_of(model).tiled else 4 * shape.rows * shape.response * model.vocabulary,
+        logits=0 if engine.tiled else 4 * shape.rows * shape.response * model.vocabulary,
         sampled_rows=rows,
         cache_row=cache_bytes(model, longest + sampling.max_response_tokens) if rows else 0,
         draw_row=model.vocabulary * (bytes_per_logit + _DRAW_BYTES),

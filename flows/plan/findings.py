@@ -10,6 +10,7 @@ from flows.plan.facts import ModelFacts
 from polyepo.config import RunConfig
 from polyepo.findings import Finding, Severity, config_findings, objective_findings
 from polyepo.judges import LLMJudge
+from polyepo.samplers.settings import VLLMSampling
 from polyepo.scoring import SetScoring
 
 # malloc and CUDA's allocator keep freed pieces that fit nowhere: up to 1.4 times what is used was seen on the CPU.
@@ -126,7 +127,7 @@ def _update(config: RunConfig, problems: Problems) -> Iterator[Finding]:
 
 def _sampler(config: RunConfig) -> Iterator[Finding]:
     sampler = config.sampler
-    if sampler.name == "vllm" and sampler.launch and not sampler.sleep and config.policy.device != "cpu":
+    if isinstance(sampler, VLLMSampling) and sampler.launch and not sampler.sleep and config.policy.device != "cpu":
         yield _unwise(
             "sampler.sleep false: a launched server keeps its memory, most of its GPU unless sampler.launch.args has a "
             "--gpu-memory-utilization, while the update runs",

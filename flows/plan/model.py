@@ -22,6 +22,7 @@ from polyepo.domains import Demonstrated, Problem
 from polyepo.policy import warm_start
 from polyepo.policy.language import encode_prompt
 from polyepo.policy.logprobs import Engine, backward_pass, engine_by_config, token_logprobs
+from polyepo.policy.model import compute_dtype
 from polyepo.policy.source import hub_answers
 
 
@@ -75,7 +76,7 @@ def load_model(policy: PolicyConfig, tokenizer: Any) -> ModelFacts:
     )
 
 
-def micro_batch_bytes(model: ModelFacts, shape: Shape, checkpointing: bool = False) -> int:
+def micro_batch_bytes(model: ModelFacts, shape: Shape, engine: Engine, checkpointing: bool = False) -> int:
     """Memory of one micro-batch's forward and backward pass at its peak, beyond weights and gradients.
 
     Raises:
@@ -88,7 +89,6 @@ def micro_batch_bytes(model: ModelFacts, shape: Shape, checkpointing: bool = Fal
             for parameter in fake.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             before = live.peak = live.now
-            engine = engine_by_config(fake)
             with backward_pass(fake, engine, checkpointing):
                 logprobs_BR, _, _ = token_logprobs(fake, engine, prompts, responses, 1.0, with_entropy=True)
                 logprobs_BR.sum().backward()
@@ -97,10 +97,10 @@ def micro_batch_bytes(model: ModelFacts, shape: Shape, checkpointing: bool = Fal
     return live.peak - before
 
 
-def engine_of(model: ModelFacts) -> Engine:
-    """How the model's log-probabilities are computed, if its weights hold what its config.json promises."""
+def engine_of(model: ModelFacts, policy: PolicyConfig) -> Engine:
+    """How the model's log-probabilities will be computed, unless trying it with its weights shows a difference."""
     with FakeTensorMode():
-        return engine_by_config(model.build())
+        return engine_by_config(model.build(), dtype=compute_dtype(policy))
 
 
 def cache_bytes(model: ModelFacts, num_tokens: int) -> int:

@@ -95,6 +95,7 @@ def _memory(run: RunPlan) -> RenderableType:
     row("gradients", memory.weights, 0)
     row("AdamW's moments", memory.optimizer, memory.optimizer)
     row(f"micro-batch: {shape.rows} x ({shape.prompt} + {shape.response}) tokens", memory.micro_batch, 0)
+    table.caption = Text(safe_text(f"log-probabilities by {memory.engine}"))
     if memory.logits:
         row(f"  of it one copy of its logits, {shape.rows} x {shape.response} x {model.vocabulary}", memory.logits, 0)
     if rows:

@@ -15,6 +15,7 @@ from polyepo.config import RunConfig
 from polyepo.findings import Finding, Severity
 from polyepo.judges import EmbeddingJudge, LLMJudge
 from polyepo.judges.llm.limits import JudgeError
+from polyepo.samplers.settings import VLLMSampling
 from storage import StoreError, open_store
 
 _ANSWER_S = 5.0
@@ -176,7 +177,7 @@ def _model_names(reply: httpx.Response) -> list[str]:
 
 def _sampler(config: RunConfig) -> Iterator[Finding]:
     sampler = config.sampler
-    if sampler.name != "vllm":
+    if not isinstance(sampler, VLLMSampling):
         return
     if sampler.launch:
         yield from _vllm_python(sampler.launch.python)

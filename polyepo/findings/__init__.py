@@ -44,6 +44,7 @@ _RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     drift.ratios_clipped,
     drift.mismatch,
     drift.reward_fell,
+    drift.pays_for_wrong,
 )
 
 

@@ -6,12 +6,14 @@ As in `rules`, each function returns None where its numbers are unknown or as th
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
 from polyepo.config import RunConfig
 from polyepo.findings.base import Finding, Severity
-from polyepo.findings.evidence import MIN_PROMPTS, RECENT, Evidence, HeldOut
-from polyepo.scoring import SetScoring
+from polyepo.findings.evidence import FLIPPED, MIN_PROMPTS, RECENT, Evidence, HeldOut
+from polyepo.findings.objective import ALTERNATIVES, wrong_optimum
+from polyepo.scoring import GRPODivScoring, SetScoring
 
 _NO_ENTROPY = 0.02
 """Nats per token: of 50 tokens one is in doubt, so a prompt's responses are copies of one another."""
@@ -107,8 +109,25 @@ _STANDARD_ERRORS = 3.0
 """By chance one run in 700 falls so far."""
 
 
-def reward_fell(e: Evidence) -> Finding | None:
-    """The policy has become worse at what it is trained for."""
+@dataclass(frozen=True)
+class _Change:
+    """The mean reward of the first steps and of the latest."""
+
+    before: float
+    now: float
+    error: float
+    """Standard error of their difference, by the spread between steps."""
+
+    @property
+    def fell(self) -> bool:
+        return self.before - self.now > max(_STANDARD_ERRORS * self.error, _FELL * abs(self.before))
+
+    @property
+    def rose(self) -> bool:
+        return self.now - self.before > _STANDARD_ERRORS * self.error
+
+
+def _reward_change(e: Evidence) -> _Change | None:
     if e.start is None:
         return None
     before, now = (
@@ -118,11 +137,50 @@ def reward_fell(e: Evidence) -> Finding | None:
     if min(len(before), len(now)) < RECENT // 2:
         return None
     error = math.sqrt(stdev(before) ** 2 / len(before) + stdev(now) ** 2 / len(now))
-    fall = fmean(before) - fmean(now)
-    if fall <= max(_STANDARD_ERRORS * error, _FELL * abs(fmean(before))):
+    return _Change(fmean(before), fmean(now), error)
+
+
+def reward_fell(e: Evidence) -> Finding | None:
+    """The policy has become worse at what it is trained for."""
+    change = _reward_change(e)
+    if change is None or not change.fell or pays_for_wrong(e):
         return None
-    what = f"the mean reward fell from {fmean(before):.2f} in the first {RECENT} steps to {fmean(now):.2f} {e.when}"
+    what = f"the mean reward fell from {change.before:.2f} in the first {RECENT} steps to {change.now:.2f} {e.when}"
     return Finding(Severity.WARNING, what, _slower(e))
+
+
+_MORE_WAYS = 1.25
+_WAYS = 0.5
+"""Strategies among a prompt's wrong responses: a quarter more, and half a strategy, is more than batches differ by."""
+
+
+def pays_for_wrong(e: Evidence) -> Finding | None:
+    """What the objective wants is not right answers: the sign of many advantages is wrong and nothing is learnt, or
+    the reward falls while wrong answers multiply."""
+    change = _reward_change(e)
+    if e.start is None or change is None or e.solved or not e.uses_clusters:
+        return None
+    flipped = e.total("prompts_sign_flipped") / max(e.total("prompts"), 1)
+    before, now = e.start.mean("distinct_unsuccessful"), e.mean("distinct_unsuccessful")
+    multiply = before is not None and now is not None and now > max(_MORE_WAYS * before, before + _WAYS)
+    if not ((flipped > FLIPPED and not change.rose) or (multiply and change.fell)):
+        return None
+    ways = f", strategies among a prompt's wrong responses from {before:.1f} to {now:.1f}" if multiply else ""
+    return Finding(
+        Severity.WARNING,
+        f"it pays to be wrong in other ways: {flipped:.0%} of prompts were sign-flipped {e.when}; since the first "
+        f"{RECENT} the mean reward went from {change.before:.2f} to {change.now:.2f}{ways}",
+        _right_objective(e.config),
+    )
+
+
+def _right_objective(config: RunConfig) -> str:
+    if found := wrong_optimum(config):
+        return found.remedy
+    scoring = config.scoring
+    if isinstance(scoring, GRPODivScoring):
+        return f"lower scoring.weight {scoring.weight:g}, to {scoring.weight / 2:g} say"
+    return f"take an objective that pays for successes alone (scoring.objective: {ALTERNATIVES})"
 
 
 def held_out_fell(config: RunConfig, heldout: HeldOut) -> list[Finding]:
@@ -137,5 +195,6 @@ def held_out_fell(config: RunConfig, heldout: HeldOut) -> list[Finding]:
         f"held out, the mean reward is {fmean(heldout.now):.3f} after step {heldout.step}, below the base model's "
         f"{fmean(heldout.base):.3f}"
     )
-    remedy = f"lower update.lr {config.update.lr:g}, to {config.update.lr / 3:.1g} say"
-    return [Finding(Severity.WARNING, what, remedy)]
+    slower = f"lower update.lr {config.update.lr:g}, to {config.update.lr / 3:.1g} say"
+    wrong = wrong_optimum(config)
+    return [Finding(Severity.WARNING, what, wrong.remedy if wrong else slower)]

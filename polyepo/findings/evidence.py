@@ -17,6 +17,9 @@ RECENT = 20
 MIN_PROMPTS = 16
 """Fewer say nothing: of 16 prompts of which each has a gradient with chance 1/5, none has one in 3 % of the cases."""
 
+FLIPPED = 0.2
+"""A fifth of the prompts teaching the opposite of the reward is more than noise about ties."""
+
 _SOLVED = 0.9
 _ROUNDING = 1e-9
 """A standard deviation of equal numbers."""

@@ -18,21 +18,21 @@ ALTERNATIVES = "mean_plus_distinct, distinct_successful or lexicographic"
 
 def objective_findings(config: RunConfig) -> list[Finding]:
     """What the objective of a run would teach it wrongly, or learn badly from sets of this size."""
-    if not config.steps or not isinstance(config.scoring, SetScoring):
+    if not config.steps:
         return []
-    found = (_wrong_optimum(config, config.scoring), _sets_overlap(config, config.scoring))
-    return [finding for finding in found if finding is not None]
+    return [finding for finding in (wrong_optimum(config), _sets_overlap(config)) if finding is not None]
 
 
-def _wrong_optimum(config: RunConfig, scoring: SetScoring) -> Finding | None:
+def wrong_optimum(config: RunConfig) -> Finding | None:
     """A product of reward and diversity, where all right responses are one strategy."""
-    objective, judge, n = scoring.set_objective(), config.judge, scoring.set_size
+    scoring, judge = config.scoring, config.judge
+    if not isinstance(scoring, SetScoring) or scoring.objective != "polychromic":
+        return None
     if not (config.domain.has_one_answer and judge.clusters_by_answer(config.domain)):
         return None
-    if not isinstance(objective, Polychromic) or n >= config.sampling.num_responses:
-        return None
+    objective, n = Polychromic(scoring.require_two_clusters), scoring.set_size
     one, two = (objective.best_right_share(n, num_right) for num_right in (1, 2))
-    if one == 1:
+    if one == 1 or n >= config.sampling.num_responses:
         return None
     return Finding(
         Severity.WARNING,
@@ -43,10 +43,12 @@ def _wrong_optimum(config: RunConfig, scoring: SetScoring) -> Finding | None:
     )
 
 
-def _sets_overlap(config: RunConfig, scoring: SetScoring) -> Finding | None:
+def _sets_overlap(config: RunConfig) -> Finding | None:
     """So few responses that every set holds most of every other."""
-    n, size = scoring.set_size, config.sampling.num_responses
-    if not size / 2 < n < size or n == 1:
+    if not isinstance(config.scoring, SetScoring):
+        return None
+    n, size = config.scoring.set_size, config.sampling.num_responses
+    if not size / 2 < n < size:
         return None
     return Finding(
         Severity.WARNING,

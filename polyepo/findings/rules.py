@@ -7,7 +7,8 @@ reason.
 from __future__ import annotations
 
 from polyepo.findings.base import Finding, Severity, config_findings
-from polyepo.findings.evidence import Evidence
+from polyepo.findings.evidence import FLIPPED, Evidence
+from polyepo.findings.objective import wrong_optimum
 from polyepo.judges import LLMJudge
 from polyepo.scoring import GRPODivScoring, SetScoring
 
@@ -268,10 +269,6 @@ def _distance_remedy(e: Evidence, factor: float) -> str:
     return f"{'raise' if factor > 1 else 'lower'} judge.max_distance {distance:g}, to {factor * distance:.2g} say"
 
 
-_FLIPPED = 0.2
-"""A fifth of the prompts teaching the opposite of the reward is more than noise about ties."""
-
-
 def sign_flips(e: Evidence) -> Finding | None:
     """Diversity outweighs reward: the method's known failure."""
     flipped, prompts = e.total("prompts_sign_flipped"), e.total("prompts")
@@ -279,13 +276,15 @@ def sign_flips(e: Evidence) -> Finding | None:
         return None
     rate = flipped / prompts
     before = e.start.total("prompts_sign_flipped") / e.start.total("prompts") if e.start else 0.0
-    rising = rate > _FLIPPED and rate > 2 * before
+    rising = rate > FLIPPED and rate > 2 * before
     what = (
         f"{flipped:,} of {prompts:,} prompts ({rate:.1%}) were sign-flipped {e.when}: diversity outweighed reward, a "
         "correct response was pushed down and an incorrect one up"
     )
     scoring, remedy = e.config.scoring, ""
-    if isinstance(scoring, SetScoring) and scoring.set_size > 2:
+    if wrong := wrong_optimum(e.config):
+        remedy = wrong.remedy
+    elif isinstance(scoring, SetScoring) and scoring.set_size > 2:
         remedy = f"lower scoring.set_size {scoring.set_size}, to {max(2, scoring.set_size // 2)} say"
     elif isinstance(scoring, GRPODivScoring):
         remedy = f"lower scoring.weight {scoring.weight:g}, to {scoring.weight / 2:g} say"

@@ -16,6 +16,10 @@ _GRID = 10_000
 class Polychromic:
     """Mean reward of the set times its diversity: (distinct non-degenerate clusters) / n (arXiv 2604.17654).
 
+    It takes for granted that a prompt has enough right strategies: a wrong response of another cluster raises the worth
+    of the right ones beside it, so with one or two the best policy is wrong at times (`best_right_share`), and a wrong
+    response may get more than a right one, the more so the larger n is. Rewards may be any real numbers.
+
     Args:
         require_two_clusters: a set with fewer than two non-degenerate clusters scores 0 (the indicator of the
             paper's Algorithm 1).

@@ -12,7 +12,11 @@ from polyepo.objectives.base import Floats, Ints, miss_table, starts
 
 @dataclass(frozen=True)
 class PassAtN:
-    """The best reward in the set."""
+    """The best reward in the set, any real number.
+
+    Right responses are alike, whatever their strategies; no wrong one gets more than a right one, and where one in n
+    is right anyhow, little is left to gain. n = 1 is GRPO, n = N gives no signal.
+    """
 
     uses_clusters: ClassVar[bool] = False
 
@@ -47,7 +51,10 @@ class PassAtN:
 
 @dataclass(frozen=True)
 class MeanReward:
-    """The mean reward of the set: GRPO up to scale."""
+    """The mean reward of the set, any real number: GRPO times (N - n) / (n (N - 1)).
+
+    Any mixture of right strategies is as good as any other, so that nothing keeps them apart.
+    """
 
     uses_clusters: ClassVar[bool] = False
 

@@ -3,23 +3,88 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, PlainValidator, SerializeAsAny, model_validator
 
 from polyepo.errors import ConfigError
+from polyepo.plugins import Choice, Coded, required
+from polyepo.samplers.base import Sample, SampledPolicy
 from polyepo.section import Operational, Section
 
 
-class TransformersSampling(Section):
+class SamplingConfig(Section):
+    """How responses are sampled. There is no top-p or top-k: they would bias the log-probabilities."""
+
+    prompts_per_step: int = Field(128, ge=1)
+    num_responses: int = Field(8, ge=1)
+    """N: responses per prompt."""
+    temperature: float = Field(1.0, gt=0)
+    max_prompt_tokens: int = Field(1024, ge=1)
+    max_response_tokens: int = Field(4096, ge=1)
+    batch_size: int = Field(256, ge=1)
+    """Responses decoded at a time."""
+    shards: int = Field(1, ge=1, le=1000)
+    """Artifacts a step's rollouts are committed in: one shard is judged while the next is sampled."""
+
+    @model_validator(mode="after")
+    def _shards_fit(self) -> SamplingConfig:
+        if self.shards > self.prompts_per_step:
+            raise ValueError(f"shards {self.shards} must not exceed prompts_per_step {self.prompts_per_step}")
+        return self
+
+
+class Sampling(Coded):
+    """How responses come from a policy. A sampler of one's own is a subclass: its fields are the section's keys.
+
+    It is named by reference, `sampler: {name: "my_sampler.py:MySampler", ...}`, and has one method to write.
+    """
+
+    name: str
+
+    def check_ready(self) -> None:
+        """Raise ConfigError if a program or folder that it names is not on this machine; before there is a run."""
+
+    def sample(
+        self,
+        policy: SampledPolicy,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[Sequence[int]],
+        sampling: SamplingConfig,
+    ) -> list[list[Sample]]:
+        """Sample from a policy.
+
+        Args:
+            policy: the policy as it is now.
+            prompts: token ids of each prompt.
+            seeds: of each prompt, one seed per response. A response may depend on its prompt and its seeds alone, so
+                that a run that was stopped goes on as if it had not been.
+            sampling: temperature and limits.
+
+        Returns:
+            For each prompt, one sample per seed: token ids, with their log-probabilities under the policy at the
+            temperature, which the update corrects by.
+        """
+        raise NotImplementedError
+
+
+class TransformersSampling(Sampling):
     """Responses are sampled with the trainer's own model, in its process."""
 
     name: Literal["transformers"] = "transformers"
 
-    def check_ready(self) -> None:
-        """It always is."""
+    def sample(
+        self,
+        policy: SampledPolicy,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[Sequence[int]],
+        sampling: SamplingConfig,
+    ) -> list[list[Sample]]:
+        """By the trainer itself."""
+        return policy.sample(prompts, seeds, sampling)
 
 
 class VLLMLaunch(Section):
@@ -47,10 +112,10 @@ class VLLMLaunch(Section):
         return path
 
 
-class VLLMSampling(Section):
+class VLLMSampling(Sampling):
     """Responses are sampled by vLLM servers, launched by the run or running already."""
 
-    name: Literal["vllm"]
+    name: Literal["vllm"] = "vllm"
     launch: VLLMLaunch | None = None
     base_urls: Annotated[list[str], Operational()] = []
     """Servers that run already, such as http://gpu-2:8000; requests are spread by load. Name each server, not what
@@ -90,7 +155,28 @@ class VLLMSampling(Section):
         return self
 
 
-AnySampling = Annotated[TransformersSampling | VLLMSampling, Field(discriminator="name")]
+class MissingSampling(Sampling):
+    """Keeps what a record says of a sampler whose code nobody here provides. To sample raises MissingCodeError."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    def sample(
+        self,
+        policy: SampledPolicy,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[Sequence[int]],
+        sampling: SamplingConfig,
+    ) -> list[list[Sample]]:
+        """Needs the code."""
+        required(self.name, self.code)
+        raise AssertionError("code that is provided has its own class")
+
+
+AnySampling = Annotated[
+    SerializeAsAny[TransformersSampling | VLLMSampling | Sampling],
+    PlainValidator(Choice("sampler", Sampling, (TransformersSampling, VLLMSampling), MissingSampling)),
+]
+"""One of ours by name, one that an installed package declares, or a user's own class by reference."""
 
 
 def _check_url(url: str) -> None:

@@ -23,12 +23,10 @@ from typing import Any
 import httpx
 import numpy as np
 
-from polyepo.config import SamplingConfig
-from polyepo.errors import PolyepoError
 from polyepo.policy.trainer import Trainer
-from polyepo.samplers.base import Sample
+from polyepo.samplers.base import Sample, SamplerError
 from polyepo.samplers.launch import LaunchedServer
-from polyepo.samplers.settings import VLLMSampling
+from polyepo.samplers.settings import SamplingConfig, VLLMSampling
 from polyepo.seeds import derive_seed
 
 _log = logging.getLogger(__name__)
@@ -41,10 +39,6 @@ _PROBE_RESPONSES, _PROBE_TOKENS = 8, 32
 _MAX_MISMATCH = {"float32": 1e-4, "bfloat16": 0.05}
 _NO_SHAPE = frozenset({"_name_or_path", "transformers_version", "dtype"})  # differ between copies of one model
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
-
-
-class SamplerError(PolyepoError, RuntimeError):
-    """A server cannot sample what the run needs; what is committed is not harmed, and the run can be resumed."""
 
 
 class WeightsMismatchError(SamplerError):

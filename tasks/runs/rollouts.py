@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from polyepo import plugins
 from polyepo.config import RunConfig
 from polyepo.domains import Problem
 from polyepo.policy.trainer import Trainer
-from polyepo.samplers.base import Sample
+from polyepo.samplers.base import Sample, check_samples
 from polyepo.samplers.settings import VLLMSampling
 from polyepo.seeds import derive_seed
 from tasks.runs.run import Run
@@ -54,4 +55,8 @@ def _sample(
         from polyepo.samplers.vllm import VLLMSampler
 
         return VLLMSampler(trainer, config.sampler, config.sampling).sample(prompts, seeds)
-    return trainer.sample(prompts, seeds, config.sampling)
+    samples = config.sampler.sample(trainer, prompts, seeds, config.sampling)
+    if config.sampler.code is not None:
+        who = f"sampler {config.sampler.name!r} ({plugins.where(type(config.sampler))})"
+        check_samples(samples, seeds, config.sampling.max_response_tokens, who)
+    return samples

@@ -146,14 +146,18 @@ def allocated_at_peak(work):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "compute"),
+    [(torch.float32, None), (torch.bfloat16, None), (torch.float32, torch.bfloat16)],
+    ids=["float32", "bfloat16", "bfloat16 over float32"],
+)
 @pytest.mark.parametrize("config", small_models(), ids=lambda config: config.model_type)
-def test_the_updates_memory_is_what_the_allocator_then_held(config, dtype, checkpointing):
+def test_the_updates_memory_is_what_the_allocator_then_held(config, dtype, compute, checkpointing):
     model = facts(config, dtype)
     real = model.build().eval()
     optimizer = torch.optim.AdamW(real.parameters(), lr=1e-4)
     language = Language(word_tokenizer([str(i) for i in range(2997)]), real.config, frozenset([0]))
-    policy = Policy(real, language, optimizer, engine=choose_engine(real))
+    policy = Policy(real, language, optimizer, engine=choose_engine(real, dtype=compute))
     rng = np.random.default_rng(0)
     shape, rows = Shape(8, 20, 60), range(16)
     batch = Batch(
@@ -170,7 +174,9 @@ def test_the_updates_memory_is_what_the_allocator_then_held(config, dtype, check
     sampling = SamplingConfig(prompts_per_step=4, num_responses=4, max_response_tokens=shape.response)
     update(policy, batch, settings, sampling, 0)  # now AdamW has its moments
     held = allocated_at_peak(lambda: update(policy, batch, settings, sampling, 0))
-    assert held == pytest.approx(model.weights + micro_batch_bytes(model, shape, checkpointing), rel=0.05)
+    assert held == pytest.approx(
+        model.weights + micro_batch_bytes(model, shape, policy.engine, checkpointing), rel=0.05
+    )
 
 
 @pytest.mark.parametrize("config", small_models(), ids=lambda config: config.model_type)
@@ -207,8 +213,9 @@ def test_prompts_are_as_long_as_the_chat_template_makes_them(tmp_path):
     sampling = {"max_prompt_tokens": 4}
     real = AutoModelForCausalLM.from_config(small_models()[0])
     real.save_pretrained(tmp_path)
-    assert plan_of(policy=policy, domain=domain, sampling=sampling).findings == []
-    deep = plan_of(policy={**policy, "chat_template_kwargs": {"deep": True}}, domain=domain, sampling=sampling)
+    same = {"domain": domain, "sampling": sampling, "scoring": {"method": "grpo"}}
+    assert plan_of(policy=policy, **same).findings == []
+    deep = plan_of(policy={**policy, "chat_template_kwargs": {"deep": True}}, **same)
     assert deep.findings[0].what == "domain: 8 prompts are longer than sampling.max_prompt_tokens 4"
     assert deep.findings[0].remedy.startswith("raise it to 5 ")
     longer = plan_of(policy={**policy, "chat_template_kwargs": {"deep": True}}, domain=domain,

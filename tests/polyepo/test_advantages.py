@@ -145,9 +145,9 @@ def test_numbers_of_objectives_that_pay_for_success(objective, expected):
 
 
 @settings(max_examples=300, deadline=None)
-@given(prompts(), st.sampled_from([DistinctSuccessful(), MeanPlusDistinct(), Lexicographic()]))
+@given(prompts(), st.sampled_from([made() for made in BY_NAME.values() if made is not Polychromic]))
 def test_right_is_never_worth_less_than_wrong(prompt, objective):
-    """No sign flips: what pays for successes alone never pays more for a failure, whatever the clusters."""
+    """No sign flips but by `polychromic`: the others never pay more for a failure, whatever the clusters."""
     rewards, clusters, set_size = prompt
     binary = np.array([float(r > Fraction(1, 2)) for r in rewards])
     got = marginal_set_advantages(binary, clusters, set_size, objective)
@@ -180,6 +180,22 @@ def test_objectives_reduce_to_known_ones():
             err_msg="one cluster: the best of the set, out of n",
         )
     assert not marginal_set_advantages(rewards, clusters, 8, DistinctSuccessful()).any(), "n = N: there is one set"
+
+
+@pytest.mark.parametrize("made", list(BY_NAME.values()))
+def test_sets_of_one_are_grpo(made):
+    rng = np.random.default_rng(4)
+    rewards, clusters = rng.integers(0, 2, (50, 8)).astype(float), rng.integers(0, 4, (50, 8))
+    objective = Polychromic(require_two_clusters=False) if made is Polychromic else made()
+    times = 2 if made is MeanPlusDistinct else 1
+    got = marginal_set_advantages(rewards, clusters, 1, objective)
+    np.testing.assert_allclose(got, times * grpo_advantages(rewards), atol=1e-12)
+
+
+def test_the_mean_reward_is_grpo_times_what_is_stated():
+    rewards = np.random.default_rng(5).normal(size=(20, 8))
+    got = marginal_set_advantages(rewards, np.zeros((20, 8), int), 3, MeanReward())
+    np.testing.assert_allclose(got, grpo_advantages(rewards) * 5 / (3 * 7), atol=1e-12)
 
 
 def test_known_zeros_are_exact():

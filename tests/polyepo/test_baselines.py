@@ -6,10 +6,10 @@ from math import comb, sqrt
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyepo.advantages import DEGENERATE, grpo_advantages, marginal_set_advantages
+from polyepo.advantages import DEGENERATE, grpo_advantages, grpo_div_advantages, marginal_set_advantages
 from polyepo.baselines import (
     darling_advantages,
     distinct_all_sizes_advantages,
@@ -193,6 +193,41 @@ def test_f_grpo():
 def test_w_reinforce():
     np.testing.assert_array_equal(w_reinforce_advantages([1, 0, 0]), [0.1, -1, -1])
     np.testing.assert_array_equal(w_reinforce_advantages([[0, 0], [1, 1]], weight=1), [[-1, -1], [1, 1]])
+
+
+RANKED = -np.arange(8.0)
+BASELINES = {
+    "grpo": lambda r, c: grpo_advantages(r),
+    "grpo_div": lambda r, c: grpo_div_advantages(r, c, 1.0),
+    "distinct_all_sizes": distinct_all_sizes_advantages,
+    "maxrl": lambda r, c: maxrl_advantages(r),
+    "pass_at_k": lambda r, c: pass_at_k_advantages(r, (len(r) + 1) // 2),
+    "pkpo": lambda r, c: pkpo_advantages(r, (len(r) + 1) // 2),
+    "max_at_k": lambda r, c: max_at_k_advantages(r, (len(r) + 1) // 2),
+    "darling": darling_advantages,
+    "uniqueness": uniqueness_advantages,
+    "f_grpo": lambda r, c: f_grpo_advantages(r),
+    "w_reinforce": lambda r, c: w_reinforce_advantages(r),
+    "unlikeliness": lambda r, c: unlikeliness_advantages(r, RANKED[: len(r)], beta=1.0),
+    "dsdr": dsdr_advantages,
+}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@settings(max_examples=40, deadline=None)
+@given(groups)
+def test_no_wrong_response_is_worth_more_than_a_right_one(name, group):
+    """GRPO+DIV is the one that can turn signs, from a weight above 1 on."""
+    rewards, clusters = np.array(group[0]), np.array(group[1])
+    got = BASELINES[name](rewards, clusters)
+    if 0 < rewards.sum() < len(rewards):
+        assert got[rewards == 1].min() >= got[rewards == 0].max() - 1e-12
+
+
+def test_a_large_bonus_turns_signs():
+    got = grpo_div_advantages(REWARDS, [A, A, A, A, A, B, C, D], 2.0)
+    assert (got[:5] < 0).all()
+    assert (got[5:] > 0).all()
 
 
 def test_any_leading_shape_and_refusals():

@@ -75,6 +75,9 @@ FAULTS = [
     ({}, {"degenerate_rate": 0.95, "distinct_clusters": 0.2}, "95% of responses were degenerate", "judge 'program'"),
     ({"judge": {"name": "text"}}, {"distinct_clusters": 1.0}, "responses lay in 1.00 clusters",
      "lower judge.max_distance 0.3, to 0.15"),
+    ({"scoring": {"objective": "distinct_successful"}}, {"distinct_clusters": 1.0}, "responses lay in 1.00 clusters",
+     "tells more apart than 'program', or raise sampling.temperature 1"),
+    ({"scoring": {"method": "dsdr"}}, {"distinct_clusters": 3.9}, "4 responses lay in 3.90 clusters", "less apart"),
     ({"judge": {"name": "text"}}, {"distinct_clusters": 3.9}, "4 responses lay in 3.90 clusters",
      "raise judge.max_distance 0.3, to 0.45"),
     ({"judge": LLM}, {"distinct_clusters": 3.9}, "4 responses lay in 3.90 clusters", "judge.template_path"),
@@ -191,6 +194,72 @@ def wave(mean, spread=0.1):
 def test_a_drift_is_an_alarm_and_learning_is_none(start, end, what):
     found = alarms(config_of(), rows_of(RECENT, **start) + rows_of(RECENT, first=RECENT + 1, **end))
     assert [f.what.startswith(what) for f in found] == ([True] if what else [])
+
+
+BY_ANSWER = {"domain": {"name": "multiplication"}, "sampling": {"max_response_tokens": 16}, "judge": {"name": "answer"}}
+OTHERS = "set scoring.objective to mean_plus_distinct, distinct_successful or lexicographic"
+
+
+@pytest.mark.parametrize(
+    ("changes", "start", "end", "what", "remedy"),
+    [
+        # As multiplication went, clustered by answers: from the first step on, and nothing is learnt.
+        (
+            BY_ANSWER,
+            {"reward_mean": wave(0.47), "prompts_sign_flipped": 5},
+            {"reward_mean": wave(0.5), "prompts_sign_flipped": 7},
+            "44% of prompts were sign-flipped in the last 20 of 40 steps; since the first 20 the mean reward went from",
+            OTHERS,
+        ),
+        (
+            {},
+            {"reward_mean": wave(0.6), "distinct_unsuccessful": 2.0},
+            {"reward_mean": wave(0.3), "distinct_unsuccessful": 3.5},
+            "went from 0.60 to 0.30, strategies among a prompt's wrong responses from 2.0 to 3.5",
+            "scoring.objective: mean_plus_distinct",
+        ),
+        (
+            {"scoring": {"method": "grpo_div", "weight": 3.0}},
+            {"reward_mean": wave(0.5), "prompts_sign_flipped": 5},
+            {"reward_mean": wave(0.5), "prompts_sign_flipped": 5},
+            "31% of prompts",
+            "lower scoring.weight 3, to 1.5",
+        ),
+        # Signs are flipped about strategies, and it learns all the same; or it explores where nothing is right yet.
+        (
+            {},
+            {"reward_mean": wave(0.3), "prompts_sign_flipped": 5},
+            {"reward_mean": wave(0.6), "prompts_sign_flipped": 6},
+            None,
+            None,
+        ),
+        (
+            {},
+            {"reward_mean": wave(0.1), "distinct_unsuccessful": 2.0},
+            {"reward_mean": wave(0.1), "distinct_unsuccessful": 3.5},
+            None,
+            None,
+        ),
+        ({}, {"prompts_sign_flipped": 5}, {"reward_mean": 0.95, "prompts_sign_flipped": 5}, None, None),
+    ],
+)
+def test_an_objective_that_wants_other_than_right_answers(changes, start, end, what, remedy):
+    found = alarms(config_of(**changes), rows_of(RECENT, **start) + rows_of(RECENT, first=RECENT + 1, **end))
+    assert len(found) == (what is not None)
+    for finding in found:
+        assert finding.what.startswith("it pays to be wrong in other ways: ")
+        assert what in finding.what
+        assert remedy in finding.remedy
+
+
+def test_what_an_objective_wants_is_not_mended_by_smaller_sets_or_steps():
+    """Signs flipped before there is anything to compare with, and held-out rewards below the base model's."""
+    config = config_of(**BY_ANSWER, scoring={"set_size": 3})
+    [found] = alarms(config, rows_of(12, prompts_sign_flipped=5))
+    assert found.remedy.startswith(OTHERS)
+    base = [0.5 + i / 100 for i in range(40)]
+    [found] = alarms(config, rows_of(12), HeldOut(12, base, [b - 0.1 - (i % 3) / 100 for i, b in enumerate(base)]))
+    assert found.remedy.startswith(OTHERS)
 
 
 def test_clusters_say_nothing_where_they_are_not_used():

@@ -1,6 +1,7 @@
 """Runs trained in this process, without Prefect."""
 
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 from polyepo.config import parse_config
@@ -34,7 +35,8 @@ def start(root, config=None, name="run", arm=None):
 
 
 def train(run, until=None):
-    for step in range(1, (until or run.config.steps) + 1):
+    """Train a run's own steps, from the first on."""
+    for step in range(run.first_step, (until or run.config.steps) + 1):
         for shard in range(run.config.sampling.shards):
             sample.fn(run.store.root, run.name, step, shard)
             judge.fn(run.store.root, run.name, step, shard)
@@ -42,6 +44,15 @@ def train(run, until=None):
         update.fn(run.store.root, run.name, step)
         if checkpoint_due(run, step):
             checkpoint.fn(run.store.root, run.name, step)
+
+
+@contextmanager
+def copied(run, folder):
+    """A copy of all that is under a run's root, for a process that knows nothing of it."""
+    shutil.copytree(run.store.root, folder)
+    forget()
+    yield str(folder)
+    forget()
 
 
 def forget():

@@ -1,6 +1,5 @@
 """A fork: the same weights, optimizer and history up to a step, found where they are; from there on its own."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from polyepo.config import ConfigError, parse_config
 from storage import connect, open_store, rows
 from storage.gc import find_garbage, remove_garbage
 from storage.verify import manifests, verify_run
-from tasks.checkpoint import checkpoint
 from tasks.evaluate import evaluate
 from tasks.judge import judge
 from tasks.runs.choices import choose_steps
@@ -23,12 +21,12 @@ from tasks.runs.forking import fork
 from tasks.runs.models import load_decoder
 from tasks.runs.policies import policy_at
 from tasks.runs.replaying import counterfactual, replay_policy
-from tasks.runs.run import RunExistsError, checkpoint_due, create_or_resume, open_run
+from tasks.runs.run import RunExistsError, create_or_resume, open_run
 from tasks.sample import sample
 from tasks.score import score
 from tasks.update import update
 from tests.support.config import small_config
-from tests.support.runs import final_weights, forget, start, tables, train
+from tests.support.runs import copied, final_weights, forget, start, tables, train
 
 STEPS = 6  # with checkpoints after the steps 4 and 6
 
@@ -44,22 +42,13 @@ def parent(tmp_path_factory):
 
 @pytest.fixture
 def root(parent, tmp_path):
-    shutil.copytree(parent.store.root, tmp_path / "root")
-    forget()
-    yield str(tmp_path / "root")
-    forget()
+    with copied(parent, tmp_path / "root") as root:
+        yield root
 
 
 def go_on(run):
     """Train a fork's own steps."""
-    for step in range(run.first_step, run.config.steps + 1):
-        for shard in range(run.config.sampling.shards):
-            sample.fn(run.store.root, run.name, step, shard)
-            judge.fn(run.store.root, run.name, step, shard)
-        score.fn(run.store.root, run.name, step)
-        update.fn(run.store.root, run.name, step)
-        if checkpoint_due(run, step):
-            checkpoint.fn(run.store.root, run.name, step)
+    train(run)
     return run
 
 

@@ -17,7 +17,7 @@ from tasks.runs.keeping import remove_old_checkpoints
 from tasks.runs.replaying import replay_policy
 from tasks.runs.run import create_or_resume, open_run
 from tests.support.config import small_config
-from tests.support.runs import forget, start, train
+from tests.support.runs import copied, forget, start, train
 
 STEPS = 6
 
@@ -35,10 +35,8 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def root(trained, tmp_path):
-    shutil.copytree(trained.store.root, tmp_path / "root")
-    forget()
-    yield str(tmp_path / "root")
-    forget()
+    with copied(trained, tmp_path / "root") as root:
+        yield root
 
 
 def keeping(root, **keep):

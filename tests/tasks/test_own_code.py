@@ -12,15 +12,17 @@ import pytest
 import yaml
 
 from polyepo import plugins
-from polyepo.config import load_config
+from polyepo.config import ConfigError, load_config
 from polyepo.plugins import MissingCodeError
+from polyepo.samplers.base import SamplerError
 from storage import connect, rows
 from tasks.runs.preflight import Training, accept_changed_code, check
 from tasks.runs.record import RunExistsError
+from tasks.runs.replaying import replay_policy
 from tasks.runs.requests import check_evaluation, check_rescoring
 from tasks.runs.run import create_or_resume, open_run
 from tests.support.config import small_config
-from tests.support.runs import start, train
+from tests.support.runs import forget, start, train
 
 CODE = """
 from __future__ import annotations
@@ -144,3 +146,96 @@ def test_other_settings_are_refused_with_or_without_the_code(folder):
     training = Training("own", {"own": config_of(folder)}, {"own": None})
     with pytest.raises(RunExistsError, match=r"domain\.bonus: 0\.0 -> 1\.0"):
         check(run.store.root, training, allow_changed_code=True)
+
+
+SAMPLER = """
+import numpy as np
+from polyepo.samplers.base import Sample
+from polyepo.samplers.settings import Sampling
+
+class Shortest(Sampling):
+    draws: int = 2
+
+    def sample(self, policy, prompts, seeds, sampling):
+        rounds = [policy.sample(prompts, [[s + d for s in row] for row in seeds], sampling) for d in range(self.draws)]
+        return [
+            [min((r[p][i] for r in rounds), key=lambda s: len(s.token_ids)) for i in range(len(row))]
+            for p, row in enumerate(seeds)
+        ]
+
+class Spoilt(Sampling):
+    how: str
+
+    def sample(self, policy, prompts, seeds, sampling):
+        groups = policy.sample(prompts, seeds, sampling)
+        first = groups[0][0]
+        groups[0][0] = {
+            "tuple": tuple(first),
+            "empty": Sample([], np.zeros(0), "stop"),
+            "long": Sample([3] * 99, np.zeros(99), "length"),
+            "floats": Sample([3.0], np.zeros(1), "stop"),
+            "no logprobs": Sample(first.token_ids, None, "stop"),
+            "positive": Sample([3], np.ones(1), "stop"),
+            "nan": Sample([3], np.full(1, np.nan), "stop"),
+            "reason": Sample([3], np.zeros(1), "eos"),
+        }.get(self.how, first)
+        return groups[1:] if self.how == "fewer" else None if self.how == "none" else groups
+"""
+
+
+def sampled(folder, name="sampler.py:Shortest", steps=2, **settings):
+    (folder / "mine" / "sampler.py").write_text(textwrap.dedent(SAMPLER))
+    config = small_config(steps=steps, sampler={"name": name, **settings})
+    path = folder / "mine" / "sampled.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return load_config(path).runs("sampled")["sampled"]
+
+
+def test_a_sampler_of_ones_own(folder, monkeypatch):
+    run = start(str(folder / "store"), sampled(folder), "sampled")
+    train(run)
+    assert list(run.store.run_record("sampled")["code"]) == ["sampler.py:Shortest"]
+    columns = ["sampler", "sampler_logprobs", "response_token_ids"]
+    rollouts = run.store.read_table(run.key("rollouts", 1, 0), columns).to_pylist()
+    assert {row["sampler"] for row in rollouts} == {"sampler.py:Shortest"}
+    longer = sampled(folder, steps=3)
+    train(create_or_resume(run.store.root, "sampled", longer))
+    with pytest.raises(RunExistsError, match=r"sampler\.draws: 2 -> 3"):
+        create_or_resume(run.store.root, "sampled", sampled(folder, draws=3))
+    monkeypatch.setattr(plugins, "_provided", {})
+    open_run.cache_clear()
+    forget()
+    opened = open_run(run.store.root, "sampled")
+    assert replay_policy(opened, 2)["step"] == 2, "a replay samples nothing, and needs no sampler"
+    with pytest.raises(MissingCodeError, match=r"sampler\.py:Shortest"):
+        check_evaluation(run.store.root, "sampled", None, None, "heldout", 4, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("tuple", "gave a tuple: a sample must be a polyepo.samplers.base.Sample"),
+        ("empty", "1 to 8 integers"),
+        ("long", "1 to 8 integers"),
+        ("floats", "1 to 8 integers"),
+        ("no logprobs", "they must be one per token"),
+        ("positive", "at most 0"),
+        ("nan", "finite"),
+        ("reason", "finish_reason 'eos'"),
+        ("fewer", "one sample per seed for each of 4 prompts"),
+        ("none", "one sample per seed for each of 4 prompts"),
+    ],
+)
+def test_a_sampler_that_gives_something_else_is_named(folder, how, said):
+    run = start(str(folder / "store"), sampled(folder, "sampler.py:Spoilt", how=how), "sampled")
+    with pytest.raises(SamplerError, match=said) as raised:
+        train(run, until=1)
+    assert "sampler.py:" in str(raised.value)
+    assert not run.store.exists(run.key("rollouts", 1, 0))
+
+
+def test_a_sampler_that_is_none_is_refused(folder):
+    with pytest.raises(ConfigError, match=r"must be a subclass of polyepo.samplers.settings.Sampling"):
+        sampled(folder, "even.py:Even")
+    with pytest.raises(ConfigError, match="drawz"):
+        sampled(folder, drawz=3)

@@ -17,7 +17,7 @@ from tasks.runs.evaluations import read_evaluation
 from tasks.runs.preflight import check, check_here, describe, prepare
 from tasks.runs.run import RunExistsError, create_or_resume, open_run
 from tests.support.config import small_config
-from tests.support.runs import final_weights, forget, start, train
+from tests.support.runs import copied, final_weights, start, train
 
 SERVED = {"name": "vllm", "base_urls": ["http://a:1"], "weights_dir": "w"}
 JUDGE = {"name": "llm", "model": "m", "base_url": "http://127.0.0.1:1/v1", "price_per_million_input": 1.0,
@@ -38,10 +38,8 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def root(trained, tmp_path):
-    shutil.copytree(trained.store.root, tmp_path / "root")
-    forget()
-    yield str(tmp_path / "root")
-    forget()
+    with copied(trained, tmp_path / "root") as root:
+        yield root
 
 
 @pytest.mark.parametrize(
