@@ -152,15 +152,16 @@ def kills(trials: int, steps: int, seed: int) -> None:
 
 
 def outcome(root: Path, steps: int, who: str, rng: random.Random, expected: str) -> None:
-    """One trial: kill at a random moment after the first processes are there, then let the run end."""
+    """One trial: kill at a random moment, from the group's start to the last step, then let the run end."""
     child = launch(root, steps)
-    while not group_of(root)["rank"] and child.poll() is None:
-        time.sleep(0.05)
-    after = rng.uniform(0, 12)
-    time.sleep(after)
+    updates = root / "runs" / NAME / "updates"
+    until = rng.randrange(steps)
+    while (done := len([*updates.glob("*/manifest.json")])) < until or not group_of(root)["rank"]:
+        assert child.poll() is None, f"it ended before it was killed: see {root / 'log'}"
+        time.sleep(0.01)
+    time.sleep(rng.uniform(0, 0.5))
     found = group_of(root)
     victims = [child.pid] if who == "run" else found[who]
-    done = sum(1 for _ in (root / "runs" / NAME / "updates").glob("*/manifest.json"))
     if not victims or child.poll() is not None:
         print(f"{who}: it had ended already")
         child.wait()

@@ -23,7 +23,7 @@ from polyepo.policy.language import load_language
 from polyepo.policy.messages import from_batch
 from polyepo.policy.model import Policy, compute_dtype, load_policy
 from polyepo.policy.nodes import environment, torchrun
-from polyepo.policy.source import check_processes, device_kind
+from polyepo.policy.source import check_trainer, device_kind
 from polyepo.policy.update import Batch, NonFiniteError, UpdateMetrics
 from polyepo.samplers.base import Sample
 from polyepo.samplers.transformers import TransformersSampler
@@ -133,7 +133,7 @@ class TrainerGroup:
                     f"no socket can be made at {str(address)!r} ({error}): set TMPDIR to another folder"
                 ) from None
             listening.listen()
-            command = torchrun(self.resources, 0, str(address), self._device)
+            command = torchrun(self.resources, 0, self.scratch, str(address), self._device)
             self._torchrun.start(command, environment())
             connection = self._wait_for_call(listening)
         hello = _read(connection)
@@ -260,7 +260,7 @@ class GroupTrainer:
     ) -> None:
         self._group, self._config, self._update = group, config, update
         self._sampling: Policy | None = None
-        check_processes(group.resources.processes, config.device)
+        check_trainer(group.resources, config.device)
         self.language = load_language(source, config)
         self.device = device_kind(config.device)
         self.dtype: str = str(compute_dtype(config) or config.dtype).removeprefix("torch.")

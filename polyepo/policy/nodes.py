@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from polyepo.config import ConfigError, TrainerResources
-from polyepo.policy.source import check_processes
+from polyepo.policy.source import check_trainer
 from polyepo.supervised import Supervised
 
 _ROOT = Path(__file__).parents[2]
 
 
-def torchrun(resources: TrainerResources, node: int, *arguments: str) -> list[str]:
+def torchrun(resources: TrainerResources, node: int, scratch: Path, *arguments: str) -> list[str]:
     """The command that starts a node's ranks: `polyepo.policy.rank` with these arguments."""
     if resources.nodes == 1:
         place = ["--standalone"]
@@ -23,8 +23,9 @@ def torchrun(resources: TrainerResources, node: int, *arguments: str) -> list[st
         host, _, port = str(resources.master).rpartition(":")
         place = ["--nnodes", str(resources.nodes), "--node-rank", str(node), "--master-addr", host,
                  "--master-port", port]  # fmt: skip
-    command = [sys.executable, "-m", "torch.distributed.run", *place, "--nproc-per-node", str(resources.processes)]
-    return [*command, "-m", "polyepo.policy.rank", *arguments]
+    # It makes folders that it does not remove, in `scratch`.
+    command = [sys.executable, "-m", "torch.distributed.run", *place, "--log-dir", str(scratch)]
+    return [*command, "--nproc-per-node", str(resources.processes), "-m", "polyepo.policy.rank", *arguments]
 
 
 def environment() -> dict[str, str]:
@@ -47,12 +48,12 @@ def join(resources: TrainerResources, node: int, device: str, say: Callable[[str
     """
     if not 1 <= node < resources.nodes:
         raise ConfigError(f"--node {node} must lie between 1 and {resources.nodes - 1}: the run's machine is node 0")
-    check_processes(resources.processes, device)
+    check_trainer(resources, device)
     ranks = Supervised("trainer", resources.logs, grace_s=0)
     try:
         while True:
             ranks.prepare()
-            ranks.start(torchrun(resources, node, "none", device), environment(), label=f"node{node}")
+            ranks.start(torchrun(resources, node, ranks.scratch, "none", device), environment(), label=f"node{node}")
             say(f"node {node} of {resources.nodes}: waiting for the run at {resources.master} (log: {ranks.log})")
             while ranks.alive:
                 time.sleep(0.2)

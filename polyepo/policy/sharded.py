@@ -79,7 +79,7 @@ def load_sharded(
     if whole is not None:
         model.generation_config = whole.generation_config
     _shard(model, ranks.size, device, offload)
-    _fill(model, whole, torch.device("cpu") if offload else device)
+    _fill(model, whole, device, offload)
     policy = Policy(model, language, make_optimizer(model, update), ranks=ranks, engine=engine)
     register_fsdp_forward_method(model, "token_logprobs")
     cut_padding(model, known)
@@ -120,11 +120,15 @@ def _shard(model: Any, size: int, device: torch.device, offload: bool) -> None:
 
 
 @torch.no_grad()
-def _fill(model: Any, whole: Any, device: torch.device) -> None:
+def _fill(model: Any, whole: Any, device: torch.device, offload: bool) -> None:
     """Give each rank its share of the weights, and all of the buffers, from the model that the first rank has."""
     weights = dict(whole.named_parameters()) if whole is not None else {}
     buffers = dict(whole.named_buffers()) if whole is not None else {}
-    model.to_empty(device=device)
+    model.to_empty(device="cpu" if offload else device)
+    # transformers, and we, put what goes into a model where its weights are: here, where they are computed with.
+    type(model).device = property(lambda self: device)
+    for module in model.modules():
+        module._buffers.update({name: b.to(device) for name, b in module._buffers.items() if b is not None})
     for name, parameter in model.named_parameters():
         _scatter(weights.get(name), parameter)
     for name, buffer in model.named_buffers():  # the meta device has computed none of them

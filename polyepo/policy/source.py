@@ -7,7 +7,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from polyepo.config import ConfigError, PolicyConfig
+from polyepo.config import ConfigError, PolicyConfig, TrainerResources
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _KEPT = (".json", ".safetensors", ".model", ".txt", ".jinja", ".py")
@@ -118,11 +118,14 @@ def check_device(device: str, instead: str = "set policy.device to cpu or auto, 
         )
 
 
-def check_processes(processes: int, device: str) -> None:
-    """Raise ConfigError if there are fewer GPUs here than processes that are to have one each."""
-    if processes == 1 or (kind := device_kind(device)) == "cpu":
+def check_trainer(trainer: TrainerResources, device: str) -> None:
+    """Raise ConfigError if there are fewer GPUs here than processes that are to have one each, or none to offload."""
+    kind = device_kind(device)
+    if trainer.offload and kind != "cuda":
+        raise ConfigError(f"resources.trainer.offload is for GPUs, and policy.device is {kind}: leave it out")
+    if trainer.processes == 1 or kind == "cpu":
         return
-    wanted = f"resources.trainer.processes {processes}"
+    wanted = f"resources.trainer.processes {trainer.processes}"
     if kind != "cuda":
         raise ConfigError(f"{wanted}: several processes need policy.device cuda or cpu, and it is {kind}")
     if ":" in device:
@@ -132,5 +135,5 @@ def check_processes(processes: int, device: str) -> None:
         )
     import torch
 
-    if processes > (count := torch.cuda.device_count()):
+    if trainer.processes > (count := torch.cuda.device_count()):
         raise ConfigError(f"{wanted} must not exceed the {count} GPUs of this machine: each has one of its own")

@@ -13,7 +13,7 @@ from typing import Any
 from polyepo.config import ConfigError, RunConfig, load_config, parse_run, with_settings
 from polyepo.domains import Demonstrated, Problem
 from polyepo.policy.language import load_language
-from polyepo.policy.source import check_device, check_processes, identify
+from polyepo.policy.source import check_device, check_trainer, identify
 from storage import Store, open_store
 from storage.layout import check_name
 from tasks.runs.code import check_provided
@@ -112,7 +112,7 @@ def check_here(config: RunConfig, trained_on: str | None = None) -> None:
         check_device(config.policy.device, f"the run was trained on {trained_on} and goes on where there is one")
     else:
         check_device(config.policy.device)
-    check_processes(config.resources.trainer.processes, config.policy.device)
+    check_trainer(config.resources.trainer, config.policy.device)
     config.judge.check_ready()
     config.sampler.check_ready()
 

@@ -20,7 +20,7 @@ from polyepo.config import ConfigError, PolicyConfig, SamplingConfig, TrainerRes
 from polyepo.policy.code import CODE
 from polyepo.policy.group import GroupError, GroupTrainer, TrainerGroup, check_codes
 from polyepo.policy.packing import level
-from polyepo.policy.source import check_processes
+from polyepo.policy.source import check_trainer
 from polyepo.policy.trainer import load_trainer
 from polyepo.policy.update import NonFiniteError
 from polyepo.policy.weights import open_tensors
@@ -264,17 +264,22 @@ def test_other_code_on_a_rank_is_refused():
         check_codes([CODE, "0" * 64])
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch):
-    check_processes(8, "cpu")
-    check_processes(1, "cuda")
+def test_more_processes_than_gpus_and_what_only_gpus_do_are_refused(monkeypatch):
+    def check(device, **resources):
+        check_trainer(TrainerResources(**resources), device)
+
+    check("cpu", processes=8)
+    check("cuda", processes=1)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    check_processes(2, "cuda")
+    check("cuda", processes=2, offload=True)
     with pytest.raises(ConfigError, match=r"resources\.trainer\.processes 4 must not exceed the 2 GPUs"):
-        check_processes(4, "cuda")
+        check("cuda", processes=4)
     with pytest.raises(ConfigError, match=r"policy\.device 'cuda:1' names one: set it to cuda"):
-        check_processes(2, "cuda:1")
+        check("cuda:1", processes=2)
     with pytest.raises(ConfigError, match=r"need policy\.device cuda or cpu, and it is mps"):
-        check_processes(2, "mps")
+        check("mps", processes=2)
+    with pytest.raises(ConfigError, match=r"resources\.trainer\.offload is for GPUs, and policy\.device is cpu"):
+        check("cpu", offload=True)
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 120), st.integers(2, 5))
