@@ -219,8 +219,8 @@ def test_prompts_are_as_long_as_the_chat_template_makes_them(tmp_path):
     deep = plan_of(policy={**policy, "chat_template_kwargs": {"deep": True}}, **same)
     assert deep.findings[0].what == "domain: 8 prompts are longer than sampling.max_prompt_tokens 4"
     assert deep.findings[0].remedy.startswith("raise it to 5 ")
-    longer = plan_of(policy={**policy, "chat_template_kwargs": {"deep": True}}, domain=domain,
-                     sampling={"max_prompt_tokens": 5})  # fmt: skip
+    same["sampling"] = {"max_prompt_tokens": 5}
+    longer = plan_of(policy={**policy, "chat_template_kwargs": {"deep": True}}, **same)
     assert longer.findings == []
 
 
