@@ -91,7 +91,7 @@ def call(function: Function, items: Sequence[dict[str, Any]], num_workers: int, 
     at_a_time = _ASYNC_AT_A_TIME if inspect.iscoroutinefunction(code.value) else 1
     size = max(1, len(items)) if is_batch(code.value) else at_a_time
     chunks = [list(items[i : i + size]) for i in range(0, len(items), size)]
-    replies = _pool(code.reference, code.path, code.value.__name__, num_workers, timeout_s).ask(chunks)
+    replies = _pool(code.reference, code.path, code.reference.rpartition(":")[2], num_workers, timeout_s).ask(chunks)
     found: list[Outcome] = []
     for chunk, reply in zip(chunks, replies, strict=True):
         if reply.failure is not None:

@@ -203,11 +203,12 @@ def _named(reference: str) -> Iterator[None]:
     except PluginError:
         raise
     except Exception as error:
-        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else _last_line(error)
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else raised_at(error)
         raise PluginError(f"{reference!r} cannot be imported: {type(error).__name__}: {error}{line}") from error
 
 
-def _last_line(error: Exception) -> str:
+def raised_at(error: BaseException) -> str:
+    """Where in a user's own files an error was raised, in brackets, for messages; nothing if in none."""
     trace = error.__traceback__
     frames = []
     while trace is not None:
@@ -386,7 +387,7 @@ class Choice:
             raise
         except Exception as error:
             raise PluginError(
-                f"{code.reference!r} cannot be made: {type(error).__name__}: {error}{_last_line(error)}"
+                f"{code.reference!r} cannot be made: {type(error).__name__}: {error}{raised_at(error)}"
             ) from error
 
     def _check_returns(self, value: BaseModel) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from polyepo.domains.base import Problem, Prompt, Split, Strategy, Verdict
 from polyepo.domains.dataset import read_rows, value_at
@@ -47,10 +47,19 @@ class Dataset(Prompted):
     template: str = "{problem}"
     verify_with: AnyFunction = Field(alias="verify")
     strategy_by: AnyFunction | None = added(None, alias="strategy")
+    reward_range: tuple[float, float] = added((0.0, 1.0))
+    """Least and largest reward. One outside is a mistake of the function's, and the response is not graded."""
     num_workers: int = Field(2, ge=1)
     """Processes that call the functions."""
     timeout_s: float = Field(10.0, gt=0)
     """Seconds that a call may take."""
+
+    @field_validator("reward_range")
+    @classmethod
+    def _is_range(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        if not bounds[0] < bounds[1]:
+            raise ValueError(f"the first must be below the second, but are {bounds[0]:g} and {bounds[1]:g}")
+        return bounds
 
     def problems(self, split: Split) -> list[Problem]:
         """The problems of a split. Raises ValueError naming file and row if one cannot be used."""
@@ -67,7 +76,7 @@ class Dataset(Prompted):
         verdicts = []
         for value, failure in self._called(self.verify_with, zip(problems, responses, strict=True)):
             try:
-                reward = None if failure else number(value)
+                reward = None if failure else self._in_range(number(value))
             except ValueError as error:
                 reward, failure = None, f"{self.verify_with.function}: the reward {error}"
             verdicts.append(Verdict(reward, None, failure))
@@ -95,6 +104,14 @@ class Dataset(Prompted):
                 found.append(None if value is None else Strategy("strategy", str(value)))
         each = iter(found)
         return [[next(each) for _ in responses] for _, responses in groups]
+
+    def _in_range(self, reward: float) -> float:
+        low, high = self.reward_range
+        if not low <= reward <= high:
+            raise ValueError(
+                f"{reward:g} is outside of domain.reward_range [{low:g}, {high:g}]: set it if that is meant"
+            )
+        return reward
 
     def _called(self, function: Function, pairs: Any) -> Sequence[tuple[Any, str | None]]:
         items = [{"problem": problem.model_dump(mode="json"), "response": response} for problem, response in pairs]

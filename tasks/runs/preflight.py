@@ -18,6 +18,7 @@ from storage import Store, open_store
 from storage.layout import check_name
 from tasks.runs.code import check_provided
 from tasks.runs.groups import Arm, arms_of, members
+from tasks.runs.probing import probe
 from tasks.runs.record import RunExistsError, RunRecord, check_resume, read_record
 from tasks.runs.run import Run, check_arm, create_or_resume, open_run, read_splits
 
@@ -85,7 +86,9 @@ def check(root: str, training: Training, allow_changed_code: bool = False) -> No
             check_resume(store, name, record, config, open_run(root, name).last_step(), allow_changed_code)
         check_here(config, trained_on=record.device if record else None)
         if record is None:
-            check_model(config, [problem for split in read_splits(config).values() for problem in split])
+            problems = [problem for split in read_splits(config).values() for problem in split]
+            check_model(config, problems)
+            probe(config, problems)
 
 
 def prepare(root: str, training: Training) -> list[Run]:
