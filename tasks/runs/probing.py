@@ -1,4 +1,4 @@
-"""Code of the user's own, tried on one problem before anything is sampled: what is wrong with it always is said then."""
+"""Code of the user's own, tried on one problem before anything is sampled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from polyepo.labels import LabelStatus
 
 
 def probe(config: RunConfig, problems: Sequence[Problem]) -> None:
-    """Call a run's own verifier, strategy and judge on the first problem, and its answer as a response, and none at all.
+    """Call a run's own verifier, strategy and judge on the first problem, with its answer and with nothing as responses.
 
     A verifier may have nothing to say of such responses; it is refused if it fails on all of them.
 
@@ -74,7 +74,6 @@ def _strategies(domain: Domain, problem: Problem, responses: list[str]) -> None:
 def _label(judge: Judge, domain: Domain, group: Group) -> None:
     try:
         (labels,) = judge.label(domain, [group])
-        failed = next((label for label in labels if label.status == LabelStatus.PARSE_FAILED), None)
         wrong = [label for label in labels if not isinstance(label, Label)]
     except PolyepoError:
         raise
@@ -82,6 +81,7 @@ def _label(judge: Judge, domain: Domain, group: Group) -> None:
         raise _refused("judge", judge.name, group.problem, group.responses, error) from error
     if wrong or len(labels) != len(group.responses):
         raise _refused("judge", judge.name, group.problem, group.responses, f"it gave {labels!r}")
+    failed = next((label for label in labels if label.status == LabelStatus.PARSE_FAILED), None)
     if failed is not None:
         raise _refused("judge", judge.name, group.problem, group.responses, failed.rationale or "no label")
 
