@@ -22,7 +22,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polyepo.schemas import TABLES
+from polyepo.schemas import COMMENTS, TABLES, Column
 from storage.errors import CorruptArtifactError
 from storage.manifest import Manifest, ParentRef
 from storage.store import open_store, read_manifest
@@ -36,30 +36,30 @@ _LAST_KEYS = {
     "evals": ("step", "shard"),
     **dict.fromkeys(("labels", "judge_calls", "rollouts", "evaluations"), ("shard",)),
 }
-_RUN_COLUMNS: list[tuple[str, pa.DataType]] = [
-    ("run", pa.string()),
-    ("state", pa.string()),  # finished, unfinished (going on, or stopped and resumable), or imported
-    ("created_at", pa.timestamp("us", tz="UTC")),
-    ("last_commit", pa.timestamp("us", tz="UTC")),  # of the latest finished step
-    ("steps", pa.int32()),  # as configured
-    ("steps_done", pa.int32()),
-    ("rollouts", pa.int64()),
-    ("bytes", pa.int64()),  # of all tables
-    ("domain", pa.string()),
-    ("judge", pa.string()),
-    ("scoring", pa.string()),
-    ("seed", pa.int64()),
-    ("config_hash", pa.string()),
-    ("code_version", pa.string()),
-    ("config", pa.string()),  # JSON, with the latest settings
-    ("arm_of", pa.string()),  # the configuration that the run is an arm of
-    ("arm", pa.string()),
-    ("parent", pa.string()),  # the run it was forked from; its steps up to parent_step are found under that name
-    ("parent_step", pa.int32()),
+_RUN_COLUMNS = [
+    Column("run", pa.string()),
+    Column("state", pa.string(), "finished, unfinished (going on, or stopped and resumable), or imported"),
+    Column("created_at", pa.timestamp("us", tz="UTC")),
+    Column("last_commit", pa.timestamp("us", tz="UTC"), "of the latest finished step"),
+    Column("steps", pa.int32(), "as configured"),
+    Column("steps_done", pa.int32()),
+    Column("rollouts", pa.int64()),
+    Column("bytes", pa.int64(), "of all tables"),
+    Column("domain", pa.string()),
+    Column("judge", pa.string()),
+    Column("scoring", pa.string()),
+    Column("seed", pa.int64()),
+    Column("config_hash", pa.string()),
+    Column("code_version", pa.string()),
+    Column("config", pa.string(), "JSON, with the latest settings"),
+    Column("arm_of", pa.string(), "the configuration that the run is an arm of"),
+    Column("arm", pa.string()),
+    Column("parent", pa.string(), "the run it was forked from; its steps up to parent_step are found under that name"),
+    Column("parent_step", pa.int32()),
 ]
 # What DuckDB raises for a file that it cannot decode, without naming it; not what is wrong with a statement.
 _OF_FILES = (duckdb.Error, duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException)
-_RUNS = pa.schema(_RUN_COLUMNS)
+_RUNS = pa.schema([(column.name, column.dtype) for column in _RUN_COLUMNS])
 _T = TypeVar("_T")
 _DUCKDB_TYPES = {
     "string": "VARCHAR",
@@ -135,7 +135,7 @@ class Catalog:
                 tables = self._tables(name)
                 parts = [TableFile(*part, table.step) for table in tables for part in table.files]
                 self.connection.register(name, dataset(schema, parts, files))
-            self.connection.execute("\n".join([self._runs_view(), *queries().values()]))
+            self.connection.execute("\n".join([self._runs_view(), *queries().values(), *_comments()]))
 
     def execute(self, sql: str | duckdb.Statement, parameters: object = None) -> duckdb.DuckDBPyConnection:
         """Run a statement. If it meets a file that is corrupt, this is left out, and the statement is run again.
@@ -189,7 +189,7 @@ class Catalog:
         # DuckDB opens a view's files whenever something is made that uses it: all is made of empty views first.
         empty = [_view(name, schema, []) for name, schema in [("runs", _RUNS), *TABLES.items()]]
         views = [_view(name, schema, self._readers(name)) for name, schema in TABLES.items()]
-        return "\n".join([note, *empty, *queries().values(), self._runs_view(), *views])
+        return "\n".join([note, *empty, *queries().values(), self._runs_view(), *views, *_comments()])
 
     def step_bytes(self, run: str, stage: str) -> dict[int, int]:
         """The size of a stage's files, step by step."""
@@ -363,6 +363,15 @@ def _view(name: str, schema: pa.Schema, sources: Iterable[str]) -> str:
     return f"CREATE OR REPLACE VIEW {name} AS {selects};"
 
 
+def _comments() -> list[str]:
+    """Statements that say in DuckDB what the views' columns hold: SELECT comment FROM duckdb_columns()."""
+    runs = {("runs", column.name): column.comment for column in _RUN_COLUMNS if column.comment}
+    return [
+        f"COMMENT ON {f'COLUMN {table}.{column}' if column else f'VIEW {table}'} IS {_quote(comment)};"
+        for (table, column), comment in (runs | COMMENTS).items()
+    ]
+
+
 def _reader(schema: pa.Schema, keys: tuple[str, ...], urls: list[str]) -> str:
     files = ",\n".join(map(_quote, urls))
     if not keys:
@@ -394,9 +403,9 @@ def _fault(file: str, size: int) -> str | None:
 
 
 def _values(rows: list[list[object]]) -> str:
-    names = ", ".join(name for name, _ in _RUN_COLUMNS)
+    names = ", ".join(_RUNS.names)
     # What a broken record says is null; a value of another type may stand anywhere.
-    columns = ", ".join(f"TRY_CAST({name} AS {_duckdb_type(dtype)}) AS {name}" for name, dtype in _RUN_COLUMNS)
+    columns = ", ".join(f"TRY_CAST({field.name} AS {_duckdb_type(field.type)}) AS {field.name}" for field in _RUNS)
     lines = ",\n".join("(" + ", ".join(map(_literal, row)) + ")" for row in rows)
     return f"SELECT {columns} FROM (VALUES {lines}) AS t({names})"  # noqa: S608 - every value is a literal
 

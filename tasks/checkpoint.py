@@ -10,12 +10,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from polyepo.config import RunConfig
-from polyepo.domains import Demonstrated
-from polyepo.policy.model import set_up_torch
-from polyepo.policy.warm_start import warm_start as train_warm_start
-from storage import Manifest, ModelKey, Provenance, open_store
+from storage import Manifest, open_store
+from tasks.runs.models import commit_warm_start
 from tasks.runs.policies import again_if_killed, policy_at
-from tasks.runs.run import Run, code_version, open_run
+from tasks.runs.run import Run, open_run
 
 
 @task(name="checkpoint", task_run_name="checkpoint {name} {step}", cache_policy=NO_CACHE, persist_result=False)
@@ -39,11 +37,4 @@ def _commit_checkpoint(run: Run, step: int, scratch: tempfile.TemporaryDirectory
 @task(name="warm-start", task_run_name="warm start {digest}", cache_policy=NO_CACHE, persist_result=False)
 def warm_start(root: str, config: RunConfig, digest: str) -> str:
     """Train and commit the base model, once for every run and arm under the root that asks for the same one."""
-    store = open_store(root)
-    key = ModelKey("warm-start", digest)
-    if not store.exists(key) and config.policy.warm_start and isinstance(config.domain, Demonstrated):
-        set_up_torch(config.policy)
-        with tempfile.TemporaryDirectory() as scratch:
-            train_warm_start(config.domain, config.policy.warm_start, Path(scratch))
-            store.commit_files(key, Path(scratch), provenance=Provenance(digest, code_version(), 0))
-    return key.path
+    return commit_warm_start(open_store(root), config, digest).path

@@ -14,6 +14,44 @@ from flows.cli.base import ExistingRoot, RootOption, app, fail, parse_settings, 
 QUICKSTART = Path("configs/quickstart.yaml")
 
 
+@app.command(name="try")
+def try_out(
+    config: Annotated[Path, typer.Argument(help="YAML description of a run.")],
+    problems: Annotated[int, typer.Option("--problems", "-n", min=1, help="How many problems.")] = 4,
+    arm: Annotated[str | None, typer.Option(help="Of a configuration with several; the last if not given.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace a setting of the config, such as seed=1; repeatable.")
+    ] = None,
+    root: Annotated[str, typer.Option(help="Where a base model is taken from if it is there.")] = "artifacts",
+) -> None:
+    """Take a few problems from sampling to advantages, and show every response: for whoever writes a verifier."""
+    import tempfile
+
+    console = Console()
+    from flows.views.trying import trial
+    from polyepo.config import load_config
+    from tasks.runs.trying import commit_trial, only_arm, trial_of
+
+    name = config.stem
+    chosen = only_arm(load_config(config, parse_settings(changes or [])).runs(name), arm, name)
+
+    def say(line: str) -> None:
+        console.print(f"· {line}", highlight=False, markup=False, soft_wrap=True)
+
+    from polyepo.policy.group import stop_groups
+    from polyepo.samplers.vllm import stop_servers
+    from storage import open_store
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="polyepo-try-") as scratch:
+            console.print(trial(commit_trial(scratch, trial_of(chosen, problems), open_store(root), say)))
+    finally:
+        stop_servers()
+        stop_groups()
+    train = shell_command("polyepo", "train", str(config), *(word for c in changes or [] for word in ("--set", c)))
+    typer.echo(f"\nNext:\n  {train}\n      train it; nothing of this trial is kept")
+
+
 @app.command()
 def train(
     config: Annotated[

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from polyepo.config import RunConfig
+from polyepo.domains import Demonstrated
 from polyepo.policy.language import Language, load_language
 from polyepo.section import digest
-from storage import ModelKey, Store, StoreError
+from storage import ModelKey, Provenance, Store, StoreError
 from storage.layout import AnyKey
 from tasks.runs.run import Run
+from tasks.runs.version import code_version
 
 # Part of a warm start's name: raise it when the recipe changes what comes out for the same settings.
 _WARM_START_RECIPE = 1
@@ -25,6 +28,20 @@ def warm_start_digest(config: RunConfig) -> str:
         "domain": config.domain.model_dump(mode="json"),
     }
     return digest(content)[:16]
+
+
+def commit_warm_start(store: Store, config: RunConfig, digest: str) -> ModelKey:
+    """Train and commit the base model that a configuration asks for, unless it is there; returns its key."""
+    key = ModelKey("warm-start", digest)
+    if not store.exists(key) and config.policy.warm_start and isinstance(config.domain, Demonstrated):
+        from polyepo.policy.model import set_up_torch  # loads torch, which whoever only decodes tokens does without
+        from polyepo.policy.warm_start import warm_start
+
+        set_up_torch(config.policy)
+        with tempfile.TemporaryDirectory() as scratch:
+            warm_start(config.domain, config.policy.warm_start, Path(scratch))
+            store.commit_files(key, Path(scratch), provenance=Provenance(digest, code_version(), 0))
+    return key
 
 
 def initial_model(store: Store, config: RunConfig) -> str | Path:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
+
+import pyarrow as pa
 
 from polyepo import plugins
 from polyepo.config import RunConfig
@@ -11,8 +15,25 @@ from polyepo.domains import Problem
 from polyepo.policy.trainer import Trainer
 from polyepo.samplers.base import Sample, check_samples
 from polyepo.samplers.settings import VLLMSampling
+from polyepo.schemas import ROLLOUTS
 from polyepo.seeds import derive_seed
+from storage import ArtifactKey
+from tasks.runs.policies import again_if_killed, policy_at
 from tasks.runs.run import Run
+
+
+def commit_rollouts(run: Run, step: int, shard: int) -> ArtifactKey:
+    """Commit N responses to each prompt of a shard, from the policy before this step's update; returns their key."""
+    key = run.key("rollouts", step, shard)
+    if not run.store.exists(key):
+        started = time.perf_counter()
+        problems, numbers = run.shard_of_step(step, shard), range(run.config.sampling.num_responses)
+        rows = again_if_killed(lambda: sample_rows(run, policy_at(run, step - 1), problems, step, numbers, "rollout"))
+        table = pa.Table.from_pylist(rows, schema=ROLLOUTS)
+        provenance = run.provenance(step - 1, time.perf_counter() - started)
+        commit = partial(run.store.commit_table, key, table, table_name="rollouts", provenance=provenance)
+        run.store.in_background(key, commit)  # while the next shard is sampled; its judge waits for it
+    return key
 
 
 def sample_rows(

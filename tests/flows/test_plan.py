@@ -23,6 +23,7 @@ from flows.plan import Device, _plan_run, findings, make_plan
 from flows.plan.amounts import PROCESS_BYTES, Problems, amounts, largest_micro_batch
 from flows.plan.facts import ModelFacts, Shape
 from flows.plan.model import cache_bytes, load_model, micro_batch_bytes
+from flows.services import local_stack
 from polyepo.config import SamplingConfig, UpdateConfig, parse_config
 from polyepo.findings import Severity
 from polyepo.judges import Group
@@ -218,8 +219,8 @@ def test_prompts_are_as_long_as_the_chat_template_makes_them(tmp_path):
     deep = plan_of(policy={**policy, "chat_template_kwargs": {"deep": True}}, **same)
     assert deep.findings[0].what == "domain: 8 prompts are longer than sampling.max_prompt_tokens 4"
     assert deep.findings[0].remedy.startswith("raise it to 5 ")
-    longer = plan_of(policy={**policy, "chat_template_kwargs": {"deep": True}}, domain=domain,
-                     sampling={"max_prompt_tokens": 5})  # fmt: skip
+    same["sampling"] = {"max_prompt_tokens": 5}
+    longer = plan_of(policy={**policy, "chat_template_kwargs": {"deep": True}}, **same)
     assert longer.findings == []
 
 
@@ -302,6 +303,22 @@ def test_what_will_not_work_is_named(file, changes, said):
     line = next(line for line in result.output.splitlines() if said in line)
     assert line.startswith("✗")
     assert "it fits" not in result.output
+
+
+def test_training_says_what_its_objective_wants_before_it_starts(tmp_path, monkeypatch):
+    """Of the arm whose objective it is; here nothing can start."""
+
+    def refuse(say):
+        raise local_stack.StackError("no stack")
+
+    monkeypatch.setattr(local_stack, "start", refuse)
+    arguments = ["train", "configs/multiplication.yaml", "--root", str(tmp_path), "--set", 'judge={"name":"answer"}']
+    output = CliRunner().invoke(app, arguments, env={"COLUMNS": "400"}).output
+    [line] = [line for line in output.splitlines() if "scoring.objective polychromic pays for wrong answers" in line]
+    assert line.startswith("! multiplication-poly-epo: ")
+    assert "sets of 4 score best at 56% right answers" in line
+    assert "set scoring.objective to mean_plus_distinct" in line
+    assert output.index(line) < output.index("no stack")
 
 
 @pytest.mark.parametrize(("changes", "said"), UNWISE, ids=[said for _, said in UNWISE])

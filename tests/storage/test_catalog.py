@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from polyepo import metrics
 from polyepo.objectives import DEGENERATE
-from polyepo.schemas import EVALS, JUDGE_CALLS, LABELS, ROLLOUTS, SCORES, UPDATES
+from polyepo.schemas import EVALS, JUDGE_CALLS, LABELS, ROLLOUTS, SCORES, TABLES, UPDATES
 from storage import ArtifactKey, Catalog, Store, connect
 from storage.catalog import queries
 from tests.support.artifacts import (
@@ -498,3 +498,12 @@ def test_object_storage_answers_as_a_local_disk_does(tmp_path, s3):
     commit_step(Store(root), "run", 3, [[simple()]])
     remote.refresh()
     assert len(ask(remote.connection, "FROM coverage()")) == 3
+
+
+def test_columns_say_what_they_hold(tmp_path):
+    connection = connect(str(tmp_path))
+    found = dict(connection.sql("SELECT table_name || '.' || column_name, comment FROM duckdb_columns()").fetchall())
+    assert found["scores.reward"] == "null if the response could not be graded: never a 0"
+    assert found["runs.arm_of"] == "the configuration that the run is an arm of"
+    views = dict(connection.sql("SELECT view_name, comment FROM duckdb_views()").fetchall())
+    assert {name for name in TABLES if views[name]} == set(TABLES)
