@@ -202,7 +202,7 @@ def check_replay(run: Run, step: int, trainer: Trainer, metrics: UpdateMetrics) 
     replayed = {"loss": metrics.loss, "grad_norm": metrics.grad_norm}
     reasons = []
     if (processes or 1) != trainer.processes:
-        reasons.append(f"by {processes or 1} processes, and now by {trainer.processes}")
+        reasons.append(f"by {processes or 1} resources.trainer.processes, and now by {trainer.processes}")
     if codes[0] != codes[1] or processes is None:  # code that recorded no processes computed by padded rows
         reasons.append("by other code")
     if trainer.device != "cpu" and not run.config.policy.deterministic:

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +25,8 @@ from polyepo.policy.update import NonFiniteError
 from polyepo.policy.weights import open_tensors
 from tests.polyepo.test_update import random_batch
 from tests.support.byte_model import byte_tokenizer, save_byte_model
+from tests.support.processes import PROJECT, until
 
-PROJECT = Path(__file__).parents[2]
 SAMPLING = SamplingConfig(max_prompt_tokens=8, max_response_tokens=12)
 UPDATE = UpdateConfig(lr=1e-3, micro_batch_tokens=40, max_grad_norm=0.3, weight_decay=0.01)
 EVERYTHING = UPDATE.model_copy(
@@ -60,14 +59,6 @@ def processes_of(folder):
             if "torch.distributed.run" not in command and "polyepo.policy.rank" in command:
                 ranks.append(int(entry.name))
     return sorted(found), sorted(ranks)
-
-
-def wait_until(condition):
-    for _ in range(3000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it never came about")
 
 
 def weights(folder):
@@ -115,6 +106,18 @@ def test_two_ranks_update_as_one_process_does(group, model, tmp_path, dtype, upd
     for one, other in zip(own, spread, strict=True):
         for name, value in vars(one).items():
             assert vars(other)[name] == pytest.approx(value, rel=100 * CLOSE[dtype], abs=100 * CLOSE[dtype]), name
+
+
+def test_two_ranks_compute_in_bfloat16_over_float32_weights_as_one_process_does(group, model):
+    narrow = settings(model).model_copy(update={"compute_dtype": "bfloat16"})
+    own, spread = (
+        trainer.update(batches(1)[0], EVERYTHING, SAMPLING, seed=3)
+        for trainer in (load_trainer(model, narrow, UPDATE), GroupTrainer(group, model, narrow, UPDATE))
+    )
+    assert spread.loss == pytest.approx(own.loss, abs=1e-3)
+    assert spread.grad_norm == pytest.approx(own.grad_norm, rel=1e-2)
+    exact = load_trainer(model, settings(model), UPDATE).update(batches(1)[0], EVERYTHING, SAMPLING, seed=3)
+    assert spread.grad_norm != pytest.approx(exact.grad_norm, rel=1e-5), "that would be float32"
 
 
 def test_logprobs_and_samples_are_those_of_one_process(group, model):
@@ -225,7 +228,7 @@ def test_a_rank_that_is_killed_is_named_and_nothing_is_left(group, model, tmp_pa
     assert not trainer.alive
     with pytest.raises(GroupError):
         trainer.save(tmp_path)
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in everyone))
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in everyone))
 
 
 RUN = """
@@ -254,7 +257,7 @@ def test_three_ranks_do_the_same_and_are_gone_when_their_run_is_killed(model, tm
     assert len(processes_of(scratch)[1]) == 3
     run.kill()
     run.communicate()
-    wait_until(lambda: not processes_of(scratch)[0] and not scratch.exists())
+    until(lambda: not processes_of(scratch)[0] and not scratch.exists())
     assert difference(here, there) < CLOSE["float32"]
 
 

@@ -12,19 +12,17 @@ from polyepo.policy import group as groups
 from polyepo.policy.group import GroupError, GroupTrainer, TrainerGroup
 from polyepo.policy.nodes import join
 from polyepo.policy.trainer import load_trainer
-from tests.flows.conftest import free_port
 from tests.polyepo.test_group import (
     CLOSE,
     EVERYTHING,
-    PROJECT,
     batches,
     difference,
     processes_of,
     settings,
     trained,
-    wait_until,
 )
 from tests.support.byte_model import save_byte_model
+from tests.support.processes import PROJECT, free_port, until
 
 CLI = [sys.executable, "-c", "from flows.cli import app; app()"]
 
@@ -59,7 +57,7 @@ def test_a_node_that_never_joins_is_told_how_to_and_one_that_leaves_is_noticed(t
         with pytest.raises(GroupError, match="has lost its connection to another") as lost:
             trained(trainer, EVERYTHING, batches(1), there)
         assert lost.value.killed
-        wait_until(lambda: processes_of(scratch) == ([], []))
+        until(lambda: processes_of(scratch) == ([], []))
     finally:
         joined.kill()
         group.stop()
