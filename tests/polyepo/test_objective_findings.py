@@ -1,13 +1,17 @@
 """Objectives that want something else than right answers: the numbers against enumeration, and whom they are told."""
 
+import math
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from polyepo.advantages import grpo_div_advantages, marginal_set_advantages
 from polyepo.config import load_config, parse_config
 from polyepo.findings import Severity, objective_findings
+from polyepo.findings.objective import div_right_share
 from polyepo.objectives import Polychromic
 from tests.support.config import small_config
 
@@ -78,6 +82,53 @@ def test_the_shares_that_were_measured():
     shares = [Polychromic().best_right_share(4, num_right) for num_right in (1, 2, 3)]
     assert shares == pytest.approx([0.56, 0.83, 1.0], abs=0.005)
     assert Polychromic().best_right_share(1, 1) == 1.0, "sets of one have no diversity"
+
+
+def pull(advantages, share, size, num_right, num_wrong):
+    """Which way a policy's share of right answers is moved: the advantages of right responses in N, summed, on average
+    over every sequence of clusters."""
+    chance = [share / num_right] * num_right + [(1 - share) / num_wrong] * num_wrong
+    groups = [list(clusters) for clusters in product(range(num_right + num_wrong), repeat=size)]
+    rewards = np.array([[float(cluster < num_right) for cluster in clusters] for clusters in groups])
+    weights = np.array([math.prod(chance[cluster] for cluster in clusters) for clusters in groups])
+    return float((weights * (advantages(rewards, groups) * rewards).sum(-1)).sum())
+
+
+@pytest.mark.parametrize(("set_size", "size", "num_right"), [(2, 4, 1), (3, 5, 1), (4, 5, 1), (4, 5, 2)])
+def test_advantages_pull_to_the_best_share(set_size, size, num_right):
+    """By a route of its own: what a step does on average, not what sets score."""
+    best = Polychromic().best_right_share(set_size, num_right, num_wrong=3)
+    assert best < 1
+    below, at, above = (
+        pull(lambda r, c: marginal_set_advantages(r, c, set_size), best + step, size, num_right, 3)
+        for step in (-0.05, 0.0, 0.05)
+    )
+    assert below > 1e-3
+    assert abs(at) < 1e-4
+    assert above < -1e-3
+
+
+@pytest.mark.parametrize(("weight", "size", "num_wrong"), [(1.5, 3, 2), (2.0, 4, 2), (4.0, 3, 3)])
+def test_a_large_bonus_pulls_up_to_a_share_of_right_answers(weight, size, num_wrong):
+    share = div_right_share(weight, size, num_wrong)
+    assert 0 < share < 1
+    below, at, above = (
+        pull(lambda r, c: grpo_div_advantages(r, c, weight), share + step, size, 1, num_wrong)
+        for step in (-0.05, 0.0, 0.05)
+    )
+    assert below > 1e-3
+    assert abs(at) < 1e-9
+    assert above < -1e-3
+
+
+def test_a_bonus_above_the_reward_is_told_with_the_share():
+    runs = load_config(MULTIPLICATION, {**BY_ANSWER, "arms.grpo-div.scoring.weight": 2}).runs("m")
+    [found] = objective_findings(runs["m-grpo-div"])
+    assert f"nothing pulls beyond {div_right_share(2, 8):.0%} right answers" in found.what
+    assert "lower scoring.weight to at most 1" in found.remedy
+    mended = load_config(MULTIPLICATION, {**BY_ANSWER, "arms.grpo-div.scoring.weight": 1}).runs("m")
+    assert objective_findings(mended["m-grpo-div"]) == []
+    assert div_right_share(1, 8) == pytest.approx(1.0)
 
 
 def test_multiplication_by_answers_is_told_with_numbers_and_the_alternative():
