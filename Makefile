@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help smollm2 train paper-synthetic test test-fast test-vllm lint stack stack-stop stop clean vllm-cpu
+.PHONY: help smollm2 train paper-synthetic test test-fast test-vllm lint docs audit dist stack stack-stop stop clean vllm-cpu
 
 help: ## Show this
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /	/' | expand -t 12
@@ -39,12 +39,22 @@ test-fast: .venv/installed ## Run the tests that start no servers and kill no pr
 test-vllm: .venv/installed .venv-vllm/installed ## Run the tests that need vLLM (a few minutes)
 	@POLYEPO_TEST_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/pytest -m vllm
 
-lint: .venv/installed ## ruff, mypy, import-linter; docker-compose.yml against its schema
+lint: .venv/installed docs ## ruff, mypy, import-linter, bandit; docker-compose.yml against its schema; the pages of docs/
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/bandit -q -r -c pyproject.toml polyepo storage tasks flows
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+docs: .venv/installed ## Build the pages in build/site; every warning is an error
+	@NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build -q
+
+audit: .venv/installed ## Look the pinned packages up in the database of known vulnerabilities; wants the network
+	@$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+dist: .venv/installed ## Build wheel and sdist twice from what git knows: they must be the same bytes
+	@.ci/dist
 
 stack: .venv/installed ## Start the whole stack here: PostgreSQL (from Debian's packages), S3, Prefect, a worker per pool
 	@$(BIN)/polyepo stack start

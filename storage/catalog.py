@@ -36,7 +36,7 @@ _LAST_KEYS = {
     "evals": ("step", "shard"),
     **dict.fromkeys(("labels", "judge_calls", "rollouts", "evaluations"), ("shard",)),
 }
-_RUN_COLUMNS = [
+RUN_COLUMNS = [
     Column("run", pa.string()),
     Column("state", pa.string(), "finished, unfinished (going on, or stopped and resumable), or imported"),
     Column("created_at", pa.timestamp("us", tz="UTC")),
@@ -59,7 +59,7 @@ _RUN_COLUMNS = [
 ]
 # What DuckDB raises for a file that it cannot decode, without naming it; not what is wrong with a statement.
 _OF_FILES = (duckdb.Error, duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException)
-_RUNS = pa.schema([(column.name, column.dtype) for column in _RUN_COLUMNS])
+_RUNS = pa.schema([(column.name, column.dtype) for column in RUN_COLUMNS])
 _T = TypeVar("_T")
 _DUCKDB_TYPES = {
     "string": "VARCHAR",
@@ -365,7 +365,7 @@ def _view(name: str, schema: pa.Schema, sources: Iterable[str]) -> str:
 
 def _comments() -> list[str]:
     """Statements that say in DuckDB what the views' columns hold: SELECT comment FROM duckdb_columns()."""
-    runs = {("runs", column.name): column.comment for column in _RUN_COLUMNS if column.comment}
+    runs = {("runs", column.name): column.comment for column in RUN_COLUMNS if column.comment}
     return [
         f"COMMENT ON {f'COLUMN {table}.{column}' if column else f'VIEW {table}'} IS {_quote(comment)};"
         for (table, column), comment in (runs | COMMENTS).items()

@@ -1,0 +1,5 @@
+// pymdownx.arithmatex marks the formulas, MathJax sets them.
+window.MathJax = {
+  tex: { inlineMath: [["\\(", "\\)"]], displayMath: [["\\[", "\\]"]] },
+  options: { ignoreHtmlClass: ".*|", processHtmlClass: "arithmatex" },
+};

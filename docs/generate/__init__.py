@@ -1,0 +1,1 @@
+"""The reference, made from the code whenever the pages are built."""
