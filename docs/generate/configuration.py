@@ -56,7 +56,9 @@ def _section(path: str, section: type[BaseModel], marked: bool = False) -> Itera
             continue
         effect = "operational" if marked or name in unmarked else "changes results"
         said = prose(docstrings(section).get(name, "")).replace("\n", " ").replace("|", "\\|")
-        lines.append(f"| `{name}` | {_type(field.annotation)}{_bounds(field)} | {_default(field)} | {effect} | {said} |")
+        lines.append(
+            f"| `{name}` | {_type(field.annotation)}{_bounds(field)} | {_default(field)} | {effect} | {said} |"
+        )
     yield "\n".join([*lines, ""])
     for name, field in section.model_fields.items():
         for below in _sections(field.annotation):

@@ -20,7 +20,7 @@ def page() -> str:
             continue
         comment = [line.removeprefix("--").strip() for line in text.splitlines() if line.startswith("--")]
         signature, _, answer = " ".join(comment).partition(": ")
-        parts += [f"## {name}\n", f"`{signature}`: {answer}\n", f'??? quote "The SQL"\n', "    ```sql"]
+        parts += [f"## {name}\n", f"`{signature}`: {answer}\n", '??? quote "The SQL"\n', "    ```sql"]
         parts += [f"    {line}" for line in text.strip().splitlines() if not line.startswith("--")]
         parts += ["    ```\n"]
     return "\n".join(parts)

@@ -14,7 +14,7 @@ from polyepo.labels import LabelStatus
 
 
 def probe(config: RunConfig, problems: Sequence[Problem]) -> None:
-    """Call a run's own verifier, strategy and judge on the first problem, with its answer and with nothing as responses.
+    """Call a run's own verifier, strategy and judge on the first problem, with its answer and an empty response.
 
     A verifier may have nothing to say of such responses; it is refused if it fails on all of them.
 
