@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from polyepo.schemas import COMMENTS, TABLES, Column
 from storage.errors import CorruptArtifactError
+from storage.files import Files
 from storage.manifest import Manifest, ParentRef
 from storage.store import open_store, read_manifest
 
@@ -281,7 +282,7 @@ class Catalog:
         """Know a table, unless a file of it cannot be Parquet; on object storage its size would be a request."""
         if self._store.files.fs is None:
             for path, size in table.files:
-                if fault := _fault(self._store.files.url(path), size):
+                if fault := _fault(self._store.files, path, size):
                     self._leave_out(table.path, f"{path} {fault}")
                     return
         self._known[table.path] = table
@@ -389,10 +390,10 @@ def _table(ref: ParentRef, run: str, stage: str, step: int) -> _Table:
     return _Table(ref.path, run, stage, step, ref.schema_version, files, sum(file.num_rows or 0 for file in ref.files))
 
 
-def _fault(file: str, size: int) -> str | None:
+def _fault(files: Files, path: str, size: int) -> str | None:
     """Why a local file of a table cannot be what its manifest says, as far as its ends tell."""
     try:
-        with open(file, "rb") as stream:
+        with open(files.url(path), "rb") as stream:
             if (found := os.fstat(stream.fileno()).st_size) != size:
                 return f"must have {size} bytes, but has {found}"
             if os.pread(stream.fileno(), 4, max(0, size - 4)) != b"PAR1":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import uuid
@@ -23,16 +24,29 @@ class LocalFiles:
     def __init__(self, root: str) -> None:
         self._root = Path(root).expanduser().absolute()
 
+    def _inside(self, path: str) -> Path:
+        """Where a file is. A run may be a link (to another disk); below it nothing is, so nothing leads out of it.
+
+        Raises:
+            PermissionError: it would lead out of the store.
+        """
+        target = self._root
+        for depth, part in enumerate(path.split("/")):
+            target = target / part
+            if part == ".." or (depth > 1 and target.is_symlink()):
+                raise PermissionError(errno.EPERM, "it leads out of the store", path)
+        return target
+
     def write(self, path: str, content: bytes | Path) -> None:
         """Write a new file, durably, making its folders."""
-        target = self._root / path
+        target = self._inside(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         _write_and_sync(target, content)
         _sync_folder(target.parent)
 
     def create(self, path: str, data: bytes) -> bool:
         """Write a file unless it exists, atomically."""
-        target = self._root / path
+        target = self._inside(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}"
         try:
@@ -49,11 +63,11 @@ class LocalFiles:
 
     def read(self, path: str) -> bytes:
         """A file's content."""
-        return (self._root / path).read_bytes()
+        return self._inside(path).read_bytes()
 
     def chunks(self, path: str, size: int) -> Iterator[bytes]:
         """A file's content, a part at a time."""
-        with (self._root / path).open("rb") as file:
+        with self._inside(path).open("rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
                 yield chunk
 
@@ -88,9 +102,10 @@ class LocalFiles:
         return sorted(found)
 
     def remove(self, path: str) -> None:
-        """Delete a file or folder."""
-        target = self._root / path
-        if target.is_dir():
+        """Delete a file, a folder or a link; what a link leads to stays."""
+        folder, _, name = path.rpartition("/")
+        target = self._inside(folder) / name
+        if target.is_dir() and not target.is_symlink():
             for name in os.listdir(target):
                 self.remove(f"{path}/{name}")
             target.rmdir()
@@ -99,11 +114,13 @@ class LocalFiles:
 
     def local_copy(self, path: str, names: list[str]) -> Path:
         """The folder itself."""
+        for name in names:
+            self._inside(f"{path}/{name}")
         return self._root / path
 
     def url(self, path: str) -> str:
         """The absolute path."""
-        return f"{self._root}/{path}" if path else str(self._root)
+        return str(self._inside(path)) if path else str(self._root)
 
 
 def _write_and_sync(path: Path, content: bytes | Path) -> None:

@@ -4,11 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt
 
 from polyepo.schemas import SCHEMA_VERSION
+
+_UNSAFE = re.compile(r"[\\*?\[\0]")  # a path of another system, and what DuckDB takes for a pattern
+
+
+def _below(path: str) -> str:
+    """A path that stays below where it is joined to; raises ValueError. A manifest may come from anyone."""
+    if _UNSAFE.search(path) or any(part in ("", ".", "..") for part in path.split("/")):
+        raise ValueError(f"{path!r} must be a relative path without '..', '*', '?', '[' and backslashes")
+    return path
+
+
+def _folder(name: str) -> str:
+    if "/" in name:
+        raise ValueError(f"{name!r} must be the name of one folder")
+    return _below(name)
+
+
+_Below = Annotated[str, AfterValidator(_below)]
+_Folder = Annotated[str, AfterValidator(_folder)]
 
 
 class _Record(BaseModel):
@@ -18,20 +39,20 @@ class _Record(BaseModel):
 class FileEntry(_Record):
     """One file of an artifact."""
 
-    path: str
+    path: _Below
     """Relative to the attempt's folder."""
-    size: int
+    size: NonNegativeInt
     sha256: str
-    num_rows: int | None = None
+    num_rows: NonNegativeInt | None = None
 
 
 class ParentRef(_Record):
     """An artifact that this one was computed from."""
 
-    path: str
+    path: _Below
     content_digest: str
     schema_version: int = 1
-    attempt: str | None = None
+    attempt: _Folder | None = None
     files: list[FileEntry] = []
     """With attempt and files a reader of many artifacts need not read each one's manifest."""
 
@@ -40,9 +61,9 @@ class Manifest(_Record):
     """A committed artifact."""
 
     schema_version: int = SCHEMA_VERSION
-    path: str
+    path: _Below
     """The artifact's folder, relative to the root."""
-    attempt: str
+    attempt: _Folder
     """The folder below it that holds the files."""
     created_at: str
     """UTC, ISO 8601."""

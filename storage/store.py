@@ -29,6 +29,7 @@ from storage.files import Files
 from storage.layout import AnyKey, ArtifactKey, check_name, is_name, parse_path, stage_path
 from storage.local import LocalFiles
 from storage.manifest import FileEntry, Manifest, Provenance
+from storage.parquet import open_parquet
 
 _LOG = logging.getLogger(__name__)
 _Key = TypeVar("_Key", bound=AnyKey)
@@ -182,7 +183,10 @@ class Store:
         manifest = self._committed(key)
         parts = [self._checked(manifest, entry, verify) for entry in manifest.files]
         try:
-            tables = [_read_part(part, columns, manifest.table) for part in parts]
+            tables = [
+                _read_part(open_parquet(part, entry.num_rows, key.path), len(part), columns, manifest.table)
+                for part, entry in zip(parts, manifest.files, strict=True)
+            ]
         except (pa.ArrowException, OSError) as error:
             raise CorruptArtifactError(f"{key.path} is no valid Parquet: {error}") from error
         return tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="default")
@@ -533,10 +537,10 @@ def conform(table: pa.Table, table_name: str) -> pa.Table:
     return table.cast(schema)
 
 
-def _read_part(part: bytes, columns: list[str] | None, table_name: str | None) -> pa.Table:
+def _read_part(part: pq.ParquetFile, size: int, columns: list[str] | None, table_name: str | None) -> pa.Table:
     """Columns of a Parquet file; null where they are the table's and the file, of an older version, lacks them."""
     # pq.read_table would import pandas; and a small file is read before threads have started.
-    table = pq.ParquetFile(pa.BufferReader(part)).read(columns, use_threads=len(part) > _THREADED_BYTES)
+    table = part.read(columns, use_threads=size > _THREADED_BYTES)
     if columns is None or table_name not in TABLES:
         return table
     for name in set(columns) - set(table.column_names):

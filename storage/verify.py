@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 
 from polyepo.schemas import TABLES
 from storage.errors import CorruptArtifactError
+from storage.layout import check_name
 from storage.manifest import FileEntry, Manifest, ParentRef
+from storage.parquet import open_parquet
 from storage.removal import removal
 from storage.store import Store, check_keys, read_manifest
 
@@ -54,13 +56,25 @@ def verify_record(store: Store, run: str) -> Iterator[Finding]:
         yield Finding(f"runs/{run}/run.json", str(error))
 
 
-def manifests(store: Store, run: str) -> list[str]:
-    """Paths of a run's committed artifacts; of a fork also those of its parent, up to the step that it shares."""
+def manifests(store: Store, run: str, forks: tuple[str, ...] = ()) -> list[str]:
+    """Paths of a run's committed artifacts; of a fork also those of its parent, up to the step that it shares.
+
+    Args:
+        store: where it is.
+        run: its name.
+        forks: those that are asked for this as their parent.
+
+    Raises:
+        CorruptArtifactError: a record cannot be read, or a run is its own ancestor.
+    """
+    check_name("run", run)  # a record may call anything its parent
+    if run in forks:
+        raise CorruptArtifactError(f"runs/{run}/run.json: run {run} cannot be a fork of itself")
     # Where a folder stands in a manifest's place, what is in it tells of it.
     found = (f"{file.path}/".partition("/manifest.json/") for file in store.files.find(f"runs/{run}"))
     paths = {path for path, is_manifest, _ in found if is_manifest}
     if parent := (store.run_record(run) or {}).get("parent"):
-        paths |= {path for path in manifests(store, parent["run"]) if _step(path) <= parent["step"]}
+        paths |= {path for path in manifests(store, parent["run"], (*forks, run)) if _step(path) <= parent["step"]}
     return sorted(paths)
 
 
@@ -143,10 +157,14 @@ def _check_table(checked: _Checked, manifest: Manifest, parts: list[bytes]) -> N
         checked.findings.append(Finding(manifest.path, f"there is no table {name!r}"))
         return
     try:
-        tables = [pq.ParquetFile(pa.BufferReader(part)).read(use_threads=False) for part in parts]
+        opened = [open_parquet(part, None, file.path) for part, file in zip(parts, manifest.files, strict=True)]
+        tables = [file.read(use_threads=False) for file in opened]
         whole = pa.concat_tables(tables, promote_options="default")
     except (pa.ArrowException, OSError) as error:
         checked.findings.append(Finding(manifest.path, f"no valid Parquet: {error}"))
+        return
+    except CorruptArtifactError as error:
+        checked.findings.append(Finding(manifest.path, str(error)))
         return
     for table, entry in zip(tables, manifest.files, strict=True):
         if table.num_rows != entry.num_rows:
