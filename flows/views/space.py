@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
+from flows.views.tables import fill
 from flows.views.terminal import safe_text
 from storage import open_store
 from storage.files import FoundFile
@@ -41,16 +41,11 @@ def space_used(root: str, names: Iterable[str] = ()) -> dict[str, Counter[str]]:
 def space_table(root: str, names: Iterable[str] = ()) -> Table:
     """The same as a table of megabytes, and their sum. Raises ConfigError as `space_used`."""
     used = space_used(root, names)
-    table = Table(box=box.SIMPLE_HEAD, title="MB", title_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("run", no_wrap=True)
-    for column in (*_KINDS, _OTHER, "all"):
-        table.add_column(column, justify="right")
-    for run, sizes in used.items():
-        table.add_row(safe_text(run), *_cells(sizes))
+    rows = [["run", *_KINDS, _OTHER, "all"], *([safe_text(run), *_cells(sizes)] for run, sizes in used.items())]
     if len(used) > 1:
-        table.add_section()
-        table.add_row("all", *_cells(sum(used.values(), Counter())))
-    return table
+        rows.append(["all", *_cells(sum(used.values(), Counter()))])
+    table = Table(box=box.SIMPLE_HEAD, title="MB", title_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
+    return fill(table, rows)
 
 
 def _by_kind(files: Iterable[FoundFile]) -> Counter[str]:
@@ -61,6 +56,6 @@ def _by_kind(files: Iterable[FoundFile]) -> Counter[str]:
     return sizes
 
 
-def _cells(sizes: Counter[str]) -> list[Text]:
+def _cells(sizes: Counter[str]) -> list[str]:
     numbers = [*(sizes[kind] for kind in (*_KINDS, _OTHER)), sizes.total()]
-    return [Text(f"{number / 1e6:,.1f}" if number else "–") for number in numbers]
+    return [f"{number / 1e6:,.1f}" if number else "–" for number in numbers]
