@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -25,6 +27,12 @@ class Problem(BaseModel):
     """Plain text, or chat messages ({"role": ..., "content": ...})."""
     answer: str | None = None
     metadata: dict[str, Any] = {}
+
+
+def content_id(prompt: Prompt, answer: str | None) -> str:
+    """The id of a problem whose data set gives it none: a hash of what it says."""
+    content = json.dumps([prompt, answer], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 class Verdict(NamedTuple):

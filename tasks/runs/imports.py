@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from polyepo.config import ConfigError, PolicyConfig, RunConfig, SamplingConfig
 from polyepo.domains import Domain, Problem
+from polyepo.domains.base import content_id
 from polyepo.imports import BadRow, Columns, Format, ImportedResponse, read_responses
 from polyepo.judges import ProgramJudge
 from polyepo.names import name_of
@@ -136,9 +137,7 @@ def _read(
 
 
 def _problem(domain: Domain, row: ImportedResponse) -> Problem:
-    content = json.dumps([row.prompt, row.answer], sort_keys=True)
-    problem_id = row.problem_id or hashlib.sha256(content.encode()).hexdigest()[:16]
-    return domain.imported(problem_id, row.prompt, row.answer)
+    return domain.imported(row.problem_id or content_id(row.prompt, row.answer), row.prompt, row.answer)
 
 
 def _config(domain: Domain, by_step: dict[int, dict[str, list[ImportedResponse]]]) -> RunConfig:

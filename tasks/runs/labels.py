@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from polyepo.errors import PolyepoError
 from polyepo.judges import CallLog, Estimate, Group, Judge
+from polyepo.labels import is_labelled
 from polyepo.schemas import LABELS
 from storage import ArtifactKey
 from tasks.runs.calls import kept_calls
@@ -69,11 +70,6 @@ def check_missing(run: Run, judge: Judge, step: int, labelled: list[dict[str, An
             f"judge.max_missing_rate {max_rate:g} allows. The errors are in judge_calls (polyepo sql); the same "
             "command asks again for what failed."
         )
-
-
-def is_labelled(row: dict[str, Any]) -> bool:
-    """Whether the judge gave a response a cluster or found it degenerate."""
-    return row["degenerate"] or row["cluster"] is not None
 
 
 def estimate_labels(run: Run, judge: Judge, steps: Iterable[int]) -> Estimate:

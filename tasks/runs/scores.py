@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +15,11 @@ import pyarrow as pa
 from polyepo.config import ConfigError
 from polyepo.domains import Domain, Problem, Ungraded, Verdict
 from polyepo.judges import Judge
-from polyepo.objectives import DEGENERATE
+from polyepo.labels import cluster_matrix
 from polyepo.schemas import SCORES
 from polyepo.scoring import Scoring, scoring_id
 from polyepo.seeds import derive_seed
 from storage import ArtifactKey
-from tasks.runs.labels import is_labelled
 from tasks.runs.run import Run
 
 # Scoring and judge of rewards that imported rollouts came with.
@@ -201,29 +200,6 @@ def _groups_by_size(rows: list[dict[str, Any]]) -> list[list[list[int]]]:
         members = list(group)
         by_size.setdefault(len(members), []).append(members)
     return list(by_size.values())
-
-
-def cluster_matrix(
-    rows: list[dict[str, Any]],
-    num_responses: int,
-    missing: Literal["drop_prompt", "singleton"] = "drop_prompt",
-) -> tuple[np.ndarray, np.ndarray]:
-    """Clusters (P, N), and whether a prompt's clusters can be used, (P,).
-
-    They can if all of its responses have a label, or if those without one count as clusters of their own (singleton).
-    """
-    clusters = [DEGENERATE if row["cluster"] is None else row["cluster"] for row in rows]
-    labelled = np.array([is_labelled(row) for row in rows], dtype=bool)
-    shape = (-1, num_responses)
-    if missing == "singleton":
-        # A prompt has no more clusters than responses, so numbers from there on are free.
-        own = [
-            cluster if has_label else num_responses + number % num_responses
-            for number, (cluster, has_label) in enumerate(zip(clusters, labelled, strict=True))
-        ]
-        return np.array(own, dtype=np.int64).reshape(shape), np.ones(len(rows) // num_responses, dtype=bool)
-    complete: np.ndarray = np.asarray(labelled.reshape(shape).all(axis=1))
-    return np.array(clusters, dtype=np.int64).reshape(shape), complete
 
 
 def overlong_penalties(run: Run, scoring: Scoring, rows: list[dict[str, Any]]) -> np.ndarray:

@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from polyepo import metrics
+from polyepo.labels import cluster_matrix, is_labelled
 from polyepo.objectives import num_distinct
 from storage import ArtifactKey
-from tasks.runs.labels import is_labelled
 from tasks.runs.run import Run
-from tasks.runs.scores import cluster_matrix
 
 
 def batch_statistics(run: Run, step: int) -> dict[str, Any]:

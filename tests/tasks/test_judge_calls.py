@@ -16,6 +16,7 @@ import pytest
 from polyepo.config import parse_config
 from polyepo.judges.llm import client as client_module
 from polyepo.judges.llm.limits import JudgeError
+from polyepo.labels import cluster_matrix
 from polyepo.schemas import JUDGE_CALLS, ROLLOUTS, TABLES
 from polyepo.testing.judge_server import JudgeServer, clusters_of, completion, error
 from storage.catalog import connect
@@ -23,7 +24,6 @@ from tasks.judge import judge
 from tasks.runs import calls as calls_module
 from tasks.runs.labels import MissingLabelsError, commit_labels, estimate_labels, label_rows
 from tasks.runs.run import create_or_resume, open_run
-from tasks.runs.scores import cluster_matrix
 from tasks.score import score
 from tests.support.config import small_config
 
