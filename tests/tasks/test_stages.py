@@ -13,7 +13,7 @@ from polyepo.config import ConfigError, parse_config
 from polyepo.domains import Polynomial, Verdict
 from polyepo.policy.checkpoint import load_checkpoint
 from polyepo.schemas import EVALS
-from storage import StoreError, open_store
+from storage import StoreError, connect, open_store, rows
 from tasks.evaluate import evaluate
 from tasks.judge import judge
 from tasks.runs import policies as policies
@@ -22,6 +22,7 @@ from tasks.runs.evaluations import read_evaluation
 from tasks.runs.policies import ReplayError, policy_at
 from tasks.runs.run import RunExistsError, create_or_resume
 from tasks.runs.scores import commit_scores, score_table
+from tasks.runs.statistics import read_updates
 from tasks.sample import sample
 from tasks.score import score
 from tasks.update import update
@@ -308,3 +309,14 @@ def test_any_model_directory_can_be_trained(undisturbed, tmp_path):
     run = create_or_resume(str(tmp_path), "m", parse_config(raw).runs("m")["m"])
     train(run, until=2)
     assert policy_at(run, 2).version == 2
+
+
+def test_throughput_is_of_tokens_and_seconds(undisturbed):
+    told = {row["step"]: row for row in rows(connect(undisturbed.store.root), "FROM throughput()")}
+    for update_row in read_updates(undisturbed, range(1, undisturbed.config.steps + 1)):
+        row = told[update_row["step"]]
+        seconds = {name: update_row[f"seconds_{name}"] for name in ("sample", "judge", "score", "update")}
+        assert row["sampled_per_s"] == pytest.approx(update_row["num_tokens"] / seconds["sample"])
+        assert row["trained_per_s"] == pytest.approx(update_row["num_tokens"] / seconds["update"])
+        shares = {name: row[f"share_{name}"] for name in seconds}
+        assert shares == pytest.approx({name: value / sum(seconds.values()) for name, value in seconds.items()})
