@@ -122,9 +122,16 @@ class UpdateConfig(Section):
 
     lr: float = Field(1e-6, ge=0)
     warmup_steps: int = Field(0, ge=0)
-    """Steps over which the learning rate rises linearly; constant afterwards."""
+    """Steps over which the learning rate rises linearly; `schedule` says what it does afterwards."""
+    schedule: Literal["constant", "linear", "cosine"] = added("constant")
+    """How the learning rate falls after the warm-up: not at all, or towards 0 at the end of `schedule_steps`."""
+    schedule_steps: int | None = added(None, ge=1, le=_MAX_STEPS)
+    """Steps of a linear or cosine schedule, warm-up included; `steps` as the run begins if not given. The run's record
+    keeps it: if `steps` changes later, no learning rate does. Steps beyond it have the rate of its last one."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
+    decay_norms_and_biases: bool = added(True)
+    """Whether `weight_decay` is also of parameters of one dimension, norms and biases, or of matrices alone."""
     max_grad_norm: float = Field(1.0, gt=0)
     clip_low: float = Field(0.20, ge=0, lt=1)
     clip_high: float = Field(0.28, ge=0)
@@ -144,6 +151,22 @@ class UpdateConfig(Section):
     """Keep each layer's input alone and compute the rest again in the backward pass: the same update, less memory."""
     importance_cap: float | None = Field(None, gt=0)
     """Truncated importance sampling: cap of trainer/sampler probability ratios; off if not given."""
+
+    @model_validator(mode="after")
+    def _schedule_has_steps(self) -> UpdateConfig:
+        if self.schedule_steps is None:
+            return self
+        if self.schedule == "constant":
+            raise ValueError(
+                f"schedule_steps {self.schedule_steps} goes with schedule linear or cosine: set schedule, or leave "
+                "schedule_steps out (null)"
+            )
+        if self.warmup_steps >= self.schedule_steps:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} must be fewer than schedule_steps {self.schedule_steps}, which they "
+                "are the first of"
+            )
+        return self
 
 
 class TrainerResources(Section):
@@ -252,6 +275,11 @@ class RunConfig(Section):
                 f"update.prompts_per_minibatch {update.prompts_per_minibatch} must not exceed "
                 f"sampling.prompts_per_step {sampling.prompts_per_step}"
             )
+        if update.schedule != "constant" and update.schedule_steps is None and update.warmup_steps >= self.steps:
+            raise ValueError(
+                f"update.schedule {update.schedule} needs more steps than update.warmup_steps {update.warmup_steps}, "
+                f"and steps is {self.steps}: lower the warm-up, raise steps, or set update.schedule: constant"
+            )
         if self.keep_checkpoints and (every := self.keep_checkpoints.every) and every % self.checkpoint_every:
             raise ValueError(
                 f"keep_checkpoints.every {every} must be a multiple of checkpoint_every {self.checkpoint_every}: "
@@ -268,6 +296,21 @@ class RunConfig(Section):
                 "set policy.model to a directory or hub id"
             )
         return self
+
+    def begun(self) -> RunConfig:
+        """As a run that begins with it records it: with the steps of its learning-rate schedule."""
+        if self.update.schedule == "constant" or self.update.schedule_steps is not None:
+            return self
+        return self._with_schedule_steps(self.steps)
+
+    def gone_on_from(self, before: RunConfig) -> RunConfig:
+        """As a run that exists records it: the steps of the schedule are those that it began with, if none are set."""
+        if self.update.schedule_steps is None and self.update.schedule == before.update.schedule:
+            return self._with_schedule_steps(before.update.schedule_steps)
+        return self.begun()
+
+    def _with_schedule_steps(self, steps: int | None) -> RunConfig:
+        return self.model_copy(update={"update": self.update.model_copy(update={"schedule_steps": steps})})
 
     @property
     def digest(self) -> str:
@@ -291,11 +334,11 @@ class Config(RunConfig):
             if not is_name(name):
                 raise ValueError(f"arms: name {name!r} must be letters, digits, '.', '_' and '-', and hold no '..'")
         if not self.arms:
-            _check_updates_survive(RunConfig.model_validate(self.model_dump(exclude={"arms"})))
+            _check_new(RunConfig.model_validate(self.model_dump(exclude={"arms"})))
         wrong: list[str] = []
         for name in self.arms:
             try:
-                _check_updates_survive(self._arm(name))
+                _check_new(self._arm(name))
             except ValidationError as error:
                 wrong += [f"arms.{name}.{explain(RunConfig, found)}" for found in error.errors()]
             except ValueError as error:
@@ -385,6 +428,16 @@ def validated(kind: Any, raw: Any, source: str) -> Any:
     except ValidationError as error:
         lines = (f"  {explain(kind, found)}" for found in error.errors())
         raise ConfigError("\n".join([f"{source} cannot be used:", *lines])) from None
+
+
+def _check_new(run: RunConfig) -> None:
+    """Raise ValueError at what no run should begin with. One that exists may be ended before its schedule is."""
+    _check_updates_survive(run)
+    if run.steps and (run.update.schedule_steps or 0) > run.steps:
+        raise ValueError(
+            f"update.schedule_steps {run.update.schedule_steps} is longer than the run: it must not exceed steps "
+            f"{run.steps}"
+        )
 
 
 def _check_updates_survive(run: RunConfig) -> None:

@@ -10,6 +10,7 @@ from flows.plan.facts import ModelFacts
 from polyepo.config import RunConfig
 from polyepo.findings import Finding, Severity, config_findings, objective_findings
 from polyepo.judges import LLMJudge
+from polyepo.policy.schedule import learning_rate
 from polyepo.samplers.settings import VLLMSampling
 from polyepo.scoring import SetScoring
 
@@ -122,6 +123,12 @@ def _update(config: RunConfig, problems: Problems) -> Iterator[Finding]:
             f"update.micro_batch_tokens {update.micro_batch_tokens} is less than one response with its prompt: a "
             f"micro-batch then takes up to {row} tokens all the same",
             f"set it to {row} or more",
+        )
+    if update.schedule_steps and config.steps > update.schedule_steps:
+        yield _unwise(
+            f"steps {config.steps} go on after update.schedule_steps {update.schedule_steps} with the learning rate of "
+            f"its last step, {learning_rate(update, update.schedule_steps):.2g}",
+            "leave update.schedule_steps out, and the schedule is as long as the run begins",
         )
 
 

@@ -108,8 +108,12 @@ def loading_options(config: PolicyConfig) -> dict[str, Any]:
 
 
 def make_optimizer(model: Any, update: UpdateConfig) -> torch.optim.Optimizer:
-    """AdamW over the model's parameters, without state."""
-    return torch.optim.AdamW(model.parameters(), lr=update.lr, betas=update.betas, weight_decay=update.weight_decay)
+    """AdamW over the model's parameters, without state; matrices are a group of their own, as weight decay may be."""
+    groups = [
+        {"params": [p for p in model.parameters() if (p.ndim > 1) == matrices], "matrices": matrices}
+        for matrices in (True, False)
+    ]
+    return torch.optim.AdamW(groups, lr=update.lr, betas=update.betas, weight_decay=update.weight_decay)
 
 
 def cut_padding(model: Any, known: int) -> None:

@@ -15,6 +15,7 @@ from polyepo.errors import PolyepoError
 from polyepo.policy.logprobs import backward_pass
 from polyepo.policy.loss import surrogate_loss, token_weights
 from polyepo.policy.model import Policy
+from polyepo.policy.schedule import learning_rate
 from polyepo.seeds import derive_seed
 
 # Rows that a rank computes without effect, when it has fewer micro-batches than others.
@@ -145,9 +146,10 @@ def update(policy: Policy, batch: Batch, config: UpdateConfig, sampling: Samplin
             into was not taken; discard the policy if `epochs` or minibatches had changed it before.
     """
     step = policy.version + 1
-    lr = config.lr * min(1.0, step / config.warmup_steps) if config.warmup_steps else config.lr
+    lr = learning_rate(config, step)
     for group in policy.optimizer.param_groups:
-        group.update(lr=lr, betas=config.betas, weight_decay=config.weight_decay)
+        decays = config.decay_norms_and_biases or group["matrices"]
+        group.update(lr=lr, betas=config.betas, weight_decay=config.weight_decay if decays else 0.0)
     minibatches = [
         rows
         for epoch in range(config.epochs)

@@ -70,4 +70,4 @@ def _config(parent: Run, step: int, settings: dict[str, Any]) -> RunConfig:
                 f"a fork has the problems of its parent, and domain {config.domain.name!r} with these settings has "
                 "others: change how answers are verified alone, or begin a new run"
             )
-    return config
+    return config.begun()

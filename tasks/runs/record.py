@@ -110,6 +110,7 @@ class RunRecord(BaseModel):
 
 def new_record(name: str, config: RunConfig, arm: Arm | None = None, parent: Parent | None = None) -> RunRecord:
     """What is written when a run is made."""
+    config = config.begun()
     known: dict[str, Any] = asdict(arm) if arm else {"group": None}
     if parent is not None:
         known["parent"] = parent
@@ -166,7 +167,7 @@ def check_resume(
         RunExistsError: something that changes results differs; the message shows it.
     """
     before = record.run_config(name)
-    wanted = _pinned(before, wanted, record)
+    wanted = _pinned(before, wanted.gone_on_from(before), record)
     there = f"run {name!r} exists under {store.root!r}"
     changed = differences(results_only(before), results_only(wanted))
     if changed and not (allow_changed_code and all(line.split(": ")[0].endswith(".code") for line in changed)):

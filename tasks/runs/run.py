@@ -145,6 +145,7 @@ def create_or_resume(
         record = as_record(name, store.create_run(name, made.written()))
     check_arm(name, record, arm)
     steps_done = open_run(root, name).last_step()
+    config = config.gone_on_from(record.run_config(name))
     changes = check_resume(store, name, record, config, steps_done, allow_changed_code)
     replaced = {"config": config.model_dump(mode="json"), **code_record(config)} if changes else {}
     keep_sources(store, name, config)

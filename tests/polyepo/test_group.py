@@ -30,8 +30,11 @@ from tests.support.processes import PROJECT, until
 SAMPLING = SamplingConfig(max_prompt_tokens=8, max_response_tokens=12)
 UPDATE = UpdateConfig(lr=1e-3, micro_batch_tokens=40, max_grad_norm=0.3, weight_decay=0.01)
 EVERYTHING = UPDATE.model_copy(
-    update={"prompts_per_minibatch": 3, "epochs": 2, "importance_cap": 1.5, "overlong_filtering": True}
-)
+    update={
+        "prompts_per_minibatch": 3, "epochs": 2, "importance_cap": 1.5, "overlong_filtering": True,
+        "schedule": "cosine", "schedule_steps": 4, "decay_norms_and_biases": False, "weight_decay": 0.5,
+    }
+)  # fmt: skip
 CLOSE = {"float32": 1e-5, "float64": 1e-12}
 
 pytestmark = pytest.mark.slow

@@ -4,9 +4,10 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from polyepo.config import UpdateConfig
 from polyepo.policy.language import Language
 from polyepo.policy.logprobs import choose_engine, response_logprobs
-from polyepo.policy.model import Policy
+from polyepo.policy.model import Policy, make_optimizer
 from polyepo.policy.warm_start import word_tokenizer
 
 VOCABULARY = 11
@@ -21,7 +22,7 @@ def tiny_policy(lr=1e-2, dtype=torch.float64):
             num_key_value_heads=2, max_position_embeddings=64,
         )
     ).to(dtype).eval()  # fmt: skip
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
+    optimizer = make_optimizer(model, UpdateConfig(lr=lr))
     language = Language(word_tokenizer(list("abcdefgh")), model.config, frozenset({1}))
     return Policy(model, language, optimizer, engine=choose_engine(model))
 
