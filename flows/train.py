@@ -25,6 +25,7 @@ from polyepo.samplers.vllm import stop_servers
 from tasks.checkpoint import checkpoint, warm_start
 from tasks.evaluate import evaluate
 from tasks.judge import judge
+from tasks.runs.curves import LiveCurves
 from tasks.runs.evaluations import evaluation_due
 from tasks.runs.keeping import remove_old_checkpoints
 from tasks.runs.models import warm_start_digest
@@ -91,15 +92,18 @@ def train_run(run: Run, progress: TrainingProgress) -> None:
     if last := run.last_step():
         get_run_logger().info("run %s goes on after step %d", name, last)
     latest = LatestRows(f"{name}-steps", f"{name}: latest steps")
+    curves = LiveCurves(run)
     for step in range(run.first_step if run.forked_from else 0, run.config.steps + 1):
         if step and step not in committed:
             train_step(run, step)
+            curves.write(step)
         if checkpoint_due(run, step) and step > newest_checkpoint:
             remove_old_checkpoints(run)  # first, as none is being uploaded after it
             checkpoint(root, name, step)
         if evaluation_due(run, step):
             evaluate(root, name, step)
         progress.advance(run, step, latest)
+    curves.close()
     run.store.wait()  # for the last checkpoint
     remove_old_checkpoints(run)
 

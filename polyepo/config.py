@@ -27,6 +27,9 @@ _MIN_BFLOAT16_LR = 1e-5
 _MAX_SEED = 2**63 - 1
 _MAX_STEPS = 999_999  # a step has six digits in the store
 
+Sink = Literal["tensorboard"]
+"""Programs that show curves."""
+
 _DEVICE = re.compile(r"auto|(cpu|cuda|mps|xpu)(:[0-9]{1,3})?")
 
 
@@ -257,6 +260,9 @@ class RunConfig(Section):
     keep_checkpoints: Annotated[KeepCheckpoints | None, Operational()] = added(None)
     """All of them if not given. The files of the others are removed; a record says when."""
     resources: Annotated[Resources, Operational()] = added(Resources())
+    metrics: Annotated[list[Sink], Operational()] = added([])
+    """Where curves are shown while the run trains: [tensorboard] writes event files into `tensorboard/RUN` of the root.
+    `polyepo metrics` writes them afterwards."""
 
     @model_validator(mode="before")
     @classmethod

@@ -185,6 +185,25 @@ def report(
 
 
 @app.command()
+def metrics(
+    run: Annotated[str, typer.Argument(help="A run, or a configuration: then all of its arms.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to; each run has a folder in it.")],
+    to: Annotated[Literal["tensorboard"], typer.Option("--to", help="What shows them.")] = "tensorboard",
+    root: ExistingRoot = "artifacts",
+) -> None:
+    """Write a run's curves for TensorBoard, named as TRL or verl name them where they mean the same."""
+    from tasks.runs.curves import write_curves
+
+    try:
+        with progress("steps written") as tell:
+            written = write_curves(root, run, to, folder, tell)
+    except OSError as error:
+        fail(Console(), f"{folder} cannot be written: {error.strerror or error}")
+    command = shell_command("tensorboard", "--logdir", str(folder))
+    typer.echo(f"{len(written)} runs in {folder}\n\nNext:\n  {command}\n      look at the curves")
+
+
+@app.command()
 def watch(
     run: Annotated[str, typer.Argument(help="A run, or a configuration: then all of its arms.")],
     root: ExistingRoot = "artifacts",

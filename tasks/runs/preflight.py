@@ -17,6 +17,7 @@ from polyepo.policy.source import check_device, check_trainer, identify
 from storage import Store, open_store
 from storage.layout import check_name
 from tasks.runs.code import check_provided
+from tasks.runs.curves import check_metrics
 from tasks.runs.groups import Arm, arms_of, members
 from tasks.runs.probing import probe
 from tasks.runs.record import RunExistsError, RunRecord, check_resume, read_record
@@ -80,6 +81,7 @@ def check(root: str, training: Training, allow_changed_code: bool = False) -> No
     _check_group(store, training)
     for name, config in training.runs.items():
         check_provided(config)
+        check_metrics(store, config)
         record = read_record(store, name)
         if record is not None:
             check_arm(name, record, training.arms[name])

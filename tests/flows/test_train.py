@@ -13,6 +13,7 @@ from tasks.runs.run import open_run
 from tests.support.config import small_config
 from tests.support.processes import STEPS, finish, kill_at, start, start_flow
 from tests.support.runs import final_weights, tables
+from tests.tasks.test_curves import points_of, read
 
 pytestmark = pytest.mark.slow
 
@@ -98,7 +99,11 @@ def test_what_fails_while_it_works_is_told_without_a_stack(server, tmp_path):
 
 def test_a_run_that_learns_nothing_says_so_in_log_progress_and_summary(server, tmp_path):
     config = tmp_path / "lost.yaml"
-    config.write_text(yaml.safe_dump(small_config(sampling={"max_response_tokens": 2}, scoring={"set_size": 3})))
+    config.write_text(
+        yaml.safe_dump(
+            small_config(sampling={"max_response_tokens": 2}, scoring={"set_size": 3}, metrics=["tensorboard"])
+        )
+    )
     code = f"from flows.train import train; train({str(config)!r}, run='lost', root={str(tmp_path / 'root')!r})"
     output = finish(start(server, code))
     [said] = [line for line in output.splitlines() if "WARNING" in line and "lost: scoring.set_size 3 of" in line]
@@ -106,6 +111,7 @@ def test_a_run_that_learns_nothing_says_so_in_log_progress_and_summary(server, t
     assert output.index(said) < output.index("lost: 0 of "), "before it starts"
     warned = [line for line in output.splitlines() if "WARNING" in line and "lost: 0 of " in line]
     assert len(warned) == 1  # when it was found, not at every step
+    assert read(tmp_path / "root" / "tensorboard" / "lost") == points_of(str(tmp_path / "root"), "lost")
     assert "sampling.max_response_tokens 2 is too short" in warned[0]
     found = httpx.post(f"{server['PREFECT_API_URL']}/artifacts/latest/filter", json={}).json()
     by_key = {artifact["key"]: artifact for artifact in found}

@@ -54,6 +54,7 @@ def root(trained, tmp_path):
             ["evaluation.k: [4] -> [1, 8]", "evaluation.num_samples: 4 -> 8"],
         ),
         ({}, {"policy": {"device": "cpu:0"}}, ['policy.device: "cpu" -> "cpu:0"']),
+        ({}, {"metrics": ["tensorboard"]}, ['metrics: null -> ["tensorboard"]']),
         ({}, {"update": {"gradient_checkpointing": True}}, ["update.gradient_checkpointing: null -> true"]),
         (
             {"sampler": SERVED},
