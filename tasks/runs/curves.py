@@ -33,6 +33,7 @@ NAMES = {
     "seconds_sample": "timing_s/gen",
     "seconds_update": "timing_s/update_actor",
 }
+_MEAN_LENGTH = "train/completions/mean_length"  # TRL's as well
 _NO_CURVES = {"run", "step", "policy_version", "checkpoint"}
 _STEPS = 256
 """Whose rows are read together."""
@@ -41,7 +42,8 @@ _STEPS = 256
 def curves(row: dict[str, Any]) -> dict[str, float]:
     """A row of the updates table as points, by curve; what is not known is no point."""
     known = {name: value for name, value in row.items() if value is not None and name not in _NO_CURVES}
-    return {NAMES.get(name, f"poly_epo/{name}"): float(value) for name, value in known.items()}
+    points = {NAMES.get(name, f"poly_epo/{name}"): float(value) for name, value in known.items()}
+    return {**points, _MEAN_LENGTH: row["num_tokens"] / row["num_responses"]}
 
 
 class TensorBoardWriter:

@@ -58,6 +58,8 @@ def points_of(root, name="run"):
             if number and value is not None and column not in ("step", "policy_version"):
                 curve = expected.setdefault(NAMES.get(column, f"poly_epo/{column}"), {})
                 curve[row["step"]] = float(np.float32(value))
+        length = float(np.float32(row["num_tokens"] / row["num_responses"]))
+        expected.setdefault("train/completions/mean_length", {})[row["step"]] = length
     return expected
 
 
@@ -96,16 +98,14 @@ def test_a_run_without_metrics_writes_none(root, tmp_path):
 
 
 def test_what_is_not_known_is_no_point():
-    row = {
-        "run": "r",
-        "step": 3,
-        "policy_version": 3,
-        "loss": 0.5,
-        "reward_mean": None,
-        "prompts": 4,
-        "checkpoint": "c",
+    row = {"run": "r", "step": 3, "policy_version": 3, "loss": 0.5, "reward_mean": None, "checkpoint": "c",
+           "num_responses": 4, "num_tokens": 10}  # fmt: skip
+    assert curves.curves(row) == {
+        "train/loss": 0.5,
+        "poly_epo/num_responses": 4.0,
+        "poly_epo/num_tokens": 10.0,
+        "train/completions/mean_length": 2.5,
     }
-    assert curves.curves(row) == {"train/loss": 0.5, "poly_epo/prompts": 4.0}
     assert NAMES.keys() <= set(UPDATES.names)
 
 
