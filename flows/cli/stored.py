@@ -187,7 +187,7 @@ def report(
 @app.command()
 def metrics(
     run: Annotated[str, typer.Argument(help="A run, or a configuration: then all of its arms.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to; each run has a folder in it.")],
+    folder: Annotated[Path, typer.Argument(help="Where to; each run has a folder in it.")],
     to: Annotated[Literal["tensorboard"], typer.Option("--to", help="What shows them.")] = "tensorboard",
     root: ExistingRoot = "artifacts",
 ) -> None:

@@ -142,7 +142,7 @@ def check_metrics(store: Store, config: RunConfig) -> None:
     if config.metrics and store.files.fs is not None:
         raise ConfigError(
             f"metrics: {config.metrics[0]} writes into a folder of this machine below the root, and {store.root!r} is "
-            "none: leave it out, and write the curves whenever you want by polyepo metrics RUN DIR"
+            "none: leave it out, and write the curves whenever you want by polyepo metrics RUN FOLDER"
         )
 
 

@@ -279,6 +279,8 @@ FATAL = [
 ]
 UNWISE = [
     ({"update": {"micro_batch_tokens": 11}}, "update.micro_batch_tokens 11 is less than one response"),
+    ({"steps": 6, "update": {"lr": 0.25, "schedule": "linear", "schedule_steps": 5}},
+     "steps 6 go on after update.schedule_steps 5 with the learning rate of its last step, 0.05"),
     ({"scoring": {"num_sets": 3}}, "scoring.num_sets 3 of 6 sets"),
     ({"scoring": {"set_size": 3}}, "scoring.set_size 3 of sampling.num_responses 4: any two sets share 2 responses"),
     ({"domain": {"name": "multiplication"}, "sampling": {"max_response_tokens": 16}, "judge": {"name": "answer"}},

@@ -63,7 +63,7 @@ def points_of(root, name="run"):
     return expected
 
 
-def test_the_event_file_of_a_run_whose_process_was_killed_is_its_updates_points_of(root, tmp_path):
+def test_the_event_file_of_a_run_whose_process_was_killed_is_its_updates_table(root, tmp_path):
     """Killed while it wrote, after the first steps; the process after it knows only the store."""
     first = LiveCurves(open_run(root, "run"))
     first.write(1)
@@ -144,7 +144,9 @@ def test_no_such_sink_run_steps_or_folder(tmp_path, trained, root):
         configured(metrics=["tensorbord"])
     bucket = SimpleNamespace(files=SimpleNamespace(fs=object()), root="s3://bucket/runs")
     check_metrics(bucket, configured())
-    with pytest.raises(ConfigError, match=r"metrics: tensorboard writes into .* 's3://bucket/runs' is none.*RUN DIR"):
+    with pytest.raises(
+        ConfigError, match=r"metrics: tensorboard writes into .* 's3://bucket/runs' is none.*RUN FOLDER"
+    ):
         check_metrics(bucket, configured(metrics=["tensorboard"]))
     create_or_resume(root, "begun", configured())
     (tmp_path / "file").write_text("")
