@@ -60,7 +60,7 @@ def main() -> None:
 
 def read_back(folder: str, arguments: argparse.Namespace, proxy: Proxy) -> None:
     """Train on the local disk, copy all but the last step to the bucket, and print a line for each way to read it."""
-    from flows.views.show import runs_table
+    from flows.views.runs import runs_table
     from flows.views.summary import summarize
     from storage import connect, open_store
     from tasks.evaluate import evaluate

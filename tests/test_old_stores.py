@@ -14,7 +14,8 @@ from flows.views.compare import compare
 from flows.views.export import export_run
 from flows.views.report import assemble, write_report
 from flows.views.results import results
-from flows.views.show import runs_table, show_prompt
+from flows.views.runs import runs_table
+from flows.views.show import show_prompt
 from flows.views.summary import markdown, summarize
 from polyepo.judges import AnswerJudge
 from polyepo.schemas import SCHEMA_VERSION

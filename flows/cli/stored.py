@@ -61,7 +61,7 @@ def runs(
     root: ExistingRoot = "artifacts",
 ) -> None:
     """List the runs under a root."""
-    from flows.views.show import runs_table
+    from flows.views.runs import runs_table
 
     console = Console()
     # Piped, it is for a program: nothing is left out.

@@ -10,7 +10,8 @@ from rich.text import Text
 from flows.plan import Plan, RunPlan
 from flows.plan.amounts import PROCESS_BYTES, Stage
 from flows.plan.findings import gigabytes
-from flows.views.terminal import finding_line, safe_text
+from flows.views.findings import finding_line
+from flows.views.terminal import safe_text
 from polyepo.judges import LLMJudge
 
 

@@ -6,14 +6,28 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from rich.console import Group
+from rich.text import Text
 
-from flows.views.terminal import finding_line
+from flows.views.terminal import safe_text
 from polyepo.config import RunConfig
 from polyepo.findings import RECENT, Finding, HeldOut, Severity, objective_findings, training_findings
 from tasks.runs.evaluations import HELDOUT, evaluated_steps, read_evaluation
 from tasks.runs.groups import members
 from tasks.runs.run import Run, open_run
 from tasks.runs.statistics import read_updates
+
+_SIGNS = {
+    Severity.FATAL: ("✗", "red"),
+    Severity.WARNING: ("!", "yellow"),
+    Severity.UNKNOWN: ("? not known:", "yellow"),
+    Severity.NOTE: ("·", "dim"),
+}
+
+
+def finding_line(finding: Finding, where: str = "") -> Text:
+    """A finding with its sign, and the runs that it is about."""
+    sign, style = _SIGNS[finding.severity]
+    return Text.assemble((f"{sign} ", style), safe_text(f"{where}: {finding}" if where else finding))
 
 
 def run_findings(run: Run) -> list[Finding]:

@@ -1,19 +1,8 @@
-"""Text that came from a model or a file, made fit for a terminal; and findings with their signs."""
+"""Text that came from a model or a file, made fit for a terminal."""
 
 from __future__ import annotations
 
 import unicodedata
-
-from rich.text import Text
-
-from polyepo.findings import Finding, Severity
-
-_SIGNS = {
-    Severity.FATAL: ("✗", "red"),
-    Severity.WARNING: ("!", "yellow"),
-    Severity.UNKNOWN: ("? not known:", "yellow"),
-    Severity.NOTE: ("·", "dim"),
-}
 
 
 def safe_text(value: object, limit: int = 2000) -> str:
@@ -26,12 +15,6 @@ def safe_text(value: object, limit: int = 2000) -> str:
     text = str(value)
     shown = "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else _escape(c) for c in text[:limit])
     return shown if len(text) <= limit else f"{shown} … ({len(text):,} characters)"
-
-
-def finding_line(finding: Finding, where: str = "") -> Text:
-    """A finding with its sign, and the runs that it is about."""
-    sign, style = _SIGNS[finding.severity]
-    return Text.assemble((f"{sign} ", style), safe_text(f"{where}: {finding}" if where else finding))
 
 
 def _escape(character: str) -> str:

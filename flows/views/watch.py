@@ -13,7 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from flows.views.terminal import finding_line, safe_text
+from flows.views.findings import finding_line
+from flows.views.terminal import safe_text
 from polyepo.findings import Severity, training_findings
 from tasks.runs.groups import members
 from tasks.runs.run import Run, open_run
