@@ -16,6 +16,7 @@ What there is, by module:
     domains      Domain (problems, verify, strategy), Problem, Verdict, Strategy; ours: Polynomial, Maths, ...
     judges       Judge (responses to clusters), Group, Label; ours: by program, answer, text, function, LLM
     config       load_config: a run, or the arms of one, from YAML
+    integrations the method inside TRL's and verl's trainers (extras trl and verl)
     testing      servers that misbehave as real ones do, for tests of judges and samplers (extras judge and train)
 
 What a class of one's own subclasses: `domains.Domain`, `judges.Judge`; an objective or a verifier may be a function.
@@ -33,6 +34,7 @@ __all__ = [
     "baselines",
     "config",
     "domains",
+    "integrations",
     "judges",
     "metrics",
     "objectives",

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from polyepo import plugins
 from polyepo.config import load_config
-from polyepo.domains import Problem
+from polyepo.domains import Problem, Ungraded
+from polyepo.imports import Columns
+from polyepo.integrations.method import Method
 from polyepo.judges import Group
+from tasks.runs.imports import import_rollouts
+from tests.support.byte_model import save_byte_model
 from tests.support.runs import start, train
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -99,6 +106,40 @@ def test_the_objective_trains(tmp_path):
     train(run)
     objectives = run.store.read_table(run.scores_key(2), ["objective"])["objective"].unique().to_pylist()
     assert objectives == ["objective.py:distinct_successful"]
+
+
+def test_the_script_with_trl(tmp_path):
+    """A step with a tiny model, and its rollouts as a run."""
+    pytest.importorskip("trl", reason="needs TRL: pip install 'poly-epo[trl]'")
+    model = save_byte_model(tmp_path / "model")
+    command = [sys.executable, str(EXAMPLES / "trl" / "train.py"), "--model", model, "--steps", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "out")], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    files = sorted((tmp_path / "out" / "rollouts").glob("*.jsonl"))
+    found = import_rollouts(str(tmp_path), files, "auto", Columns(), Ungraded(), "run", strict=True)
+    assert (found.num_responses, found.num_problems, found.steps) == (64, 8, [1])
+
+
+def test_the_task_for_verl(tmp_path):
+    """Its data hold what the reward function and the judge's domain need of a problem."""
+    task = module(EXAMPLES / "verl" / "task.py")
+    task.write(tmp_path)
+    kinds = {}
+    for split in ("train", "heldout"):
+        for row in pq.read_table(tmp_path / f"{split}.parquet").to_pylist():
+            assert row["prompt"][-1]["content"].startswith("Name ")
+            kinds[row["extra_info"]["problem_id"]] = row
+    fruit = kinds["a fruit"]
+    answer = fruit["reward_model"]["ground_truth"]
+    for response, reward in (("Bananas!", 1.0), ("a car", 0.0)):
+        assert task.compute_score(fruit["data_source"], response, answer, fruit["extra_info"]) == reward
+    method = Method.load(EXAMPLES / "verl" / "method.yaml")
+    responses = ["banana", "the bananas", "apple", "car"]
+    group = method.group(fruit["prompt"], answer, fruit["extra_info"], responses)
+    assert [label.cluster for label in method.label([group])[0]] == [0, 0, 1, None]
 
 
 def test_the_judge_labels():

@@ -75,7 +75,7 @@ def test_the_wheel_holds_what_it_needs(wheel):
     light = {need.partition(">")[0] for need in needs if "extra ==" not in need}
     assert light == {"numpy", "pydantic", "pyyaml"}
     extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {"train", "judge", "pipeline", "dev"} <= extras.keys()
+    assert {"train", "judge", "pipeline", "trl", "verl", "dev"} <= extras.keys()
 
 
 def test_the_library_works_with_its_light_dependencies_alone(wheel):
@@ -107,6 +107,8 @@ assert polyepo.__file__.startswith(sys.path[0])
     [
         ("import polyepo.policy.trainer", "pip install 'poly-epo[train]'"),
         ("import storage", "pip install 'poly-epo[pipeline]'"),
+        ("import polyepo.integrations.trl", "pip install 'poly-epo[trl]'"),
+        ("import polyepo.integrations.verl", "pip install 'poly-epo[verl]'"),
         (
             "from polyepo.judges import TextJudge, Group\nfrom polyepo.domains import Problem, Polynomial\n"
             "problem = Problem(problem_id='p', domain='maths', prompt='?')\n"

@@ -1,1 +1,1 @@
-"""Poly-EPO inside other trainers: `polyepo.integrations.trl` and `polyepo.integrations.verl`, each with its own needs."""
+"""Poly-EPO inside other trainers: `polyepo.integrations.trl` and `polyepo.integrations.verl`, an extra each."""

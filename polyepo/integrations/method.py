@@ -83,14 +83,14 @@ class Method:
         """
         asked = messages(prompt) if is_conversation(prompt) else str(prompt)
         answer = None if answer is None else str(answer)
-        metadata = {name: value for name, value in columns.items() if name != "problem_id" and value is not None}
+        known = {name: value for name, value in columns.items() if name != "problem_id" and value is not None}
         given = columns.get("problem_id")
         problem = Problem(
             problem_id=content_id(asked, answer) if given is None else str(given),
             domain=self.domain.name,
             prompt=asked,
             answer=answer,
-            metadata=metadata,
+            metadata=json.loads(json.dumps(known, default=_plain)),
         )
         return Group(problem, [spoken(c) if is_conversation(c) else str(c) for c in completions])
 
@@ -144,6 +144,11 @@ class Method:
         return found
 
 
+def _plain(value: Any) -> Any:
+    """A value that a data set's reader made as JSON can hold it: arrays are lists, other objects their names."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
 def statistics(rewards: Sequence[Sequence[float]], labels: Sequence[Sequence[Label]]) -> dict[str, float]:
     """What to watch besides the reward, means over prompts: distinct strategies, and those among right responses."""
     clusters = [np.array([DEGENERATE if one.cluster is None else one.cluster for one in group]) for group in labels]
@@ -178,4 +183,4 @@ def write_rollouts(
                     "advantage": advantage,
                     **label._asdict(),
                 }
-                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+                file.write(json.dumps(row, allow_nan=False) + "\n")

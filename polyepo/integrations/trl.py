@@ -3,7 +3,7 @@
 Sampling, reward functions, loss and update stay TRL's. Use `loss_type="dr_grpo"` for the paper's loss; `scale_rewards`
 has no effect. `num_generations` is N.
 
-    trainer = PolyEPOTrainer(method=Method.load("method.yaml"), model=..., reward_funcs=..., args=..., train_dataset=...)
+    PolyEPOTrainer(method=Method.load("method.yaml"), model=..., reward_funcs=..., args=..., train_dataset=...)
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TRLS = ("prompt", "completion", "completion_ids")
 _ANSWERS = ("answer", "solution")
 
 
-class PolyEPOTrainer(GRPOTrainer):  # type: ignore[misc]
+class PolyEPOTrainer(GRPOTrainer):
     """GRPOTrainer with the advantages of any of Poly-EPO's scorings, of clusters by any judge.
 
     A row's `answer` (or `solution`) and `problem_id`, if it has them, are the problem's; other columns its metadata.
@@ -66,7 +66,9 @@ class PolyEPOTrainer(GRPOTrainer):  # type: ignore[misc]
             self._log_completion_extra("strategy", strategies[first : first + len(prompts)])
         return by_function
 
-    def _scored(self, rows: Sequence[tuple[Any, Any, dict[str, Any]]], rewards: list[float]) -> tuple[list[float], ...]:
+    def _scored(
+        self, rows: Sequence[tuple[Any, Any, dict[str, Any]]], rewards: list[float]
+    ) -> tuple[list[float], list[str | None]]:
         """Advantage and strategy of each of a step's responses, groups one after the other; writes them down."""
         size, step, method = self.num_generations, self.state.global_step + 1, self._method
         groups, grouped = [], []

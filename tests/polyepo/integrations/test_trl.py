@@ -73,8 +73,8 @@ def trainer(folder, method, kind=PolyEPOTrainer, **settings):
     args = GRPOConfig(
         output_dir=str(folder), per_device_train_batch_size=4, gradient_accumulation_steps=2, num_generations=N,
         max_completion_length=4, max_steps=2, learning_rate=1e-2, report_to=[], use_cpu=True, save_strategy="no",
-        logging_steps=1, log_completions=True, num_completions_to_print=0, disable_tqdm=True, reward_weights=[1.0, 0.25],
-        **settings,
+        logging_steps=1, log_completions=True, num_completions_to_print=0, disable_tqdm=True,
+        reward_weights=[1.0, 0.25], **settings,
     )  # fmt: skip
     return kind(
         method=method, model=model, args=args, reward_funcs=[large, short], processing_class=tokenizer,
@@ -148,5 +148,5 @@ def test_what_it_writes_is_imported_without_a_mapping(trained, tmp_path, form):
 
 
 def test_what_cannot_be_is_said_before_anything_is_sampled(tmp_path):
-    with pytest.raises(ConfigError, match="set_size.* 5 must not exceed"):
+    with pytest.raises(ConfigError, match=r"set_size.* 5 must not exceed"):
         trainer(tmp_path, Method(ProgramJudge(), SetScoring(set_size=5)))
