@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
@@ -566,6 +565,8 @@ def check_keys(table: pa.Table, table_name: str, schema: pa.Schema) -> None:
     if "sample" in by or table_name == "problems":
         repeated = table.group_by(by, use_threads=False).aggregate([([], "count_all")])
         if repeated.num_rows < table.num_rows:
+            import pyarrow.compute as pc  # late: what only reads does without
+
             first = repeated.filter(pc.field("count_all") > 1).select(by).slice(0, 1).to_pylist()[0]
             raise ValueError(f"table {table_name}: key {first} repeats")
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from polyepo.clusters import cluster_matrix, is_labelled
 from polyepo.config import read_yaml, validated
 from polyepo.conversations import is_conversation, messages, spoken
 from polyepo.domains import AnyDomain, Domain, Problem, Ungraded
 from polyepo.domains.base import content_id
 from polyepo.errors import ConfigError, PolyepoError
 from polyepo.judges import AnyJudge, Group, Judge, Label
-from polyepo.labels import cluster_matrix, is_labelled
 from polyepo.metrics import distinct_successful_strategies
 from polyepo.objectives import DEGENERATE, num_distinct
 from polyepo.plugins import given_by_user

@@ -11,9 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from polyepo.clusters import is_labelled
 from polyepo.errors import PolyepoError
 from polyepo.judges import CallLog, Estimate, Group, Judge
-from polyepo.labels import is_labelled
 from polyepo.schemas import LABELS
 from storage import ArtifactKey
 from tasks.runs.calls import kept_calls

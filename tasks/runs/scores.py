@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from polyepo.clusters import cluster_matrix
 from polyepo.config import ConfigError
 from polyepo.domains import Domain, Problem, Ungraded, Verdict
 from polyepo.judges import Judge
-from polyepo.labels import cluster_matrix
 from polyepo.schemas import SCORES
 from polyepo.scoring import Scoring, scoring_id
 from polyepo.seeds import derive_seed

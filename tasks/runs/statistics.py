@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from polyepo import metrics
-from polyepo.labels import cluster_matrix, is_labelled
+from polyepo.clusters import cluster_matrix, is_labelled
 from polyepo.objectives import num_distinct
 from storage import ArtifactKey
 from tasks.runs.run import Run

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from polyepo.clusters import cluster_matrix
 from polyepo.config import parse_config
 from polyepo.judges.llm import client as client_module
 from polyepo.judges.llm.limits import JudgeError
-from polyepo.labels import cluster_matrix
 from polyepo.schemas import JUDGE_CALLS, ROLLOUTS, TABLES
 from polyepo.testing.judge_server import JudgeServer, clusters_of, completion, error
 from storage.catalog import connect
