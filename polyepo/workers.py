@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
 import os
 import selectors
 import signal
 import subprocess
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from time import monotonic
@@ -23,6 +23,11 @@ class Reply(NamedTuple):
 
     value: Any = None
     failure: str | None = None
+
+
+def _stop(idle: list[_Worker]) -> None:
+    while idle:
+        idle.pop().kill()
 
 
 class WorkerPool:
@@ -40,7 +45,7 @@ class WorkerPool:
         self._num_workers = num_workers
         self._wall_s = wall_s
         self._idle: list[_Worker] = []
-        atexit.register(self.close)
+        weakref.finalize(self, _stop, self._idle)  # when nobody has the pool any more, and at exit
 
     def ask(self, requests: Sequence[Any]) -> list[Reply]:
         """A reply to each request, in their order; one whose worker ended without a word is asked once more."""
@@ -79,8 +84,7 @@ class WorkerPool:
 
     def close(self) -> None:
         """Stop the workers."""
-        while self._idle:
-            self._idle.pop().kill()
+        _stop(self._idle)
 
     def _take(self) -> _Worker:
         with contextlib.suppress(IndexError):  # another thread may take the last one

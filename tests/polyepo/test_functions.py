@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from polyepo import plugins
 from polyepo.domains.base import Problem
 from polyepo.functions import AnyFunction, Function, call
 from polyepo.plugins import MissingCodeError, given_by_user
+from polyepo.workers import WorkerPool
 
 FILE = """
 import asyncio, os, sys, time
@@ -149,3 +151,14 @@ def test_a_record_has_no_function_imported(function, tmp_path, monkeypatch):
     with pytest.raises(MissingCodeError):
         call(opened.verify, items("a"), 1, 10)
     assert os.path.exists(tmp_path / "rewards.py")
+
+
+def test_a_pool_that_nobody_has_any_more_takes_its_processes_along():
+    echo = "import sys, json\nfor line in sys.stdin:\n    print(json.dumps({'value': 1}), flush=True)"
+    pool = WorkerPool([sys.executable, "-c", echo], 2, 30.0)
+    assert [reply.value for reply in pool.ask([1, 2])] == [1, 1]
+    processes = [worker._process for worker in pool._idle]
+    assert [process.poll() for process in processes] == [None, None]
+    del pool
+    gc.collect()
+    assert [process.wait(10) for process in processes] == [-9, -9]
