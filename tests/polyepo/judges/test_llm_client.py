@@ -353,8 +353,11 @@ def test_rates_are_paced():
 
 
 def test_requests_per_minute_hold_on_the_wire():
+    started = (
+        time.monotonic()
+    )  # a busy machine may delay the first request, and then no difference of theirs is a bound
     _, _, server = run(good, [group(number=n) for n in range(6)], requests_per_minute=1200)
-    assert max(server.times) - min(server.times) >= 5 * 0.05 - 0.02
+    assert [at - started >= n * 0.05 - 1e-3 for n, at in enumerate(sorted(server.times))] == [True] * 6
 
 
 def test_answers_are_bought_once():
