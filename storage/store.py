@@ -208,16 +208,17 @@ class Store:
             for _ in self.each(self._fetch, keys):
                 pass
 
-    def local_files(self, key: AnyKey, names: Sequence[str] | None = None) -> Path:
+    def local_files(self, key: AnyKey, names: Sequence[str] | None = None, verify: bool = False) -> Path:
         """A local directory with the files of a committed artifact; read-only by convention.
 
         Args:
             key: the artifact.
             names: of files, if these are enough; those that it does not have are not there.
+            verify: check the files' SHA-256 as well as their sizes.
 
         Raises:
             StoreError: the artifact is not committed.
-            CorruptArtifactError: a file is missing or differs in size from the manifest.
+            CorruptArtifactError: a file is missing or differs from the manifest.
         """
         manifest = self._committed(key)
         wanted = [entry for entry in manifest.files if names is None or entry.path in names]
@@ -229,6 +230,8 @@ class Store:
                 if self.files.exists(f"{manifest.path}/{REMOVED}"):
                     raise StoreError(f"the files of {manifest.path} were removed to make room: its {REMOVED} says when")
                 raise CorruptArtifactError(f"{path} must have {entry.size} bytes, but has {size}")
+            if verify and (found := _sha256(path)) != entry.sha256:
+                raise CorruptArtifactError(f"{path} must have sha256 {entry.sha256}, but has {found}")
         return folder
 
     def artifacts(
@@ -600,9 +603,12 @@ def table_bytes(table: pa.Table, table_name: str, provenance: Provenance) -> byt
 
 
 def _entry(path: Path, directory: Path) -> FileEntry:
+    return FileEntry(path=path.relative_to(directory).as_posix(), size=path.stat().st_size, sha256=_sha256(path))
+
+
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileEntry(path=path.relative_to(directory).as_posix(), size=path.stat().st_size, sha256=sha256)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _now() -> str:

@@ -40,10 +40,11 @@ def export_policy(
         whole.mkdir()
         owner = run.owner(step)
         key = owner.key("checkpoints", step)
-        if step in owner.store.steps(owner.name, "checkpoints"):
-            for file in owner.store.local_files(key).iterdir():
-                if file.name not in _NOT_THE_MODELS:
-                    shutil.copyfile(file, whole / file.name)
+        if (checkpoint := owner.store.manifest(key)) and step in owner.store.steps(owner.name, "checkpoints"):
+            there = owner.store.local_files(key, verify=True)
+            for file in checkpoint.files:  # what else lies there is nobody's
+                if file.path not in _NOT_THE_MODELS:
+                    shutil.copyfile(there / file.path, whole / file.path)
         else:
             from tasks.runs.policies import rebuild  # loads torch
 

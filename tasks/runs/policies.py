@@ -77,7 +77,7 @@ def rebuild(
     resources = run.config.resources.trainer
     checkpoints = [step for step in run.store.steps(run.name, "checkpoints") if step <= newest_checkpoint]
     if checkpoints:
-        folder = run.store.local_files(run.key("checkpoints", checkpoints[-1]))
+        folder = run.store.local_files(run.key("checkpoints", checkpoints[-1]), verify=True)
         trainer = load_trainer(folder, run.config.policy, run.config.update, resources, resume=True)
     elif run.parent is not None:
         trainer = _inherited(run, run.parent, min(version, run.first_step - 1), newest_checkpoint, progress)

@@ -13,7 +13,8 @@ import torch
 from polyepo.config import ConfigError, SamplingConfig
 from polyepo.policy.trainer import LocalTrainer
 from polyepo.samplers import vllm
-from polyepo.samplers.settings import VLLMSampling
+from polyepo.samplers.launch import LaunchedServer
+from polyepo.samplers.settings import VLLMLaunch, VLLMSampling
 from polyepo.samplers.vllm import SamplerError, VLLMSampler
 from tests.support.processes import PROJECT, is_running, wait_until_gone
 from tests.support.tiny_policy import PROMPTS, SEEDS, check, tiny_policy
@@ -119,3 +120,15 @@ def test_a_python_that_is_not_there(tmp_path):
             VLLMSampling(name="vllm", launch=launch),
             SamplingConfig(max_prompt_tokens=8, max_response_tokens=8),
         )
+
+
+def test_a_launched_server_listens_on_this_machine_alone(tmp_path, monkeypatch):
+    """Its development endpoints load any path and run any method of the server's."""
+    started = []
+    monkeypatch.setattr(LaunchedServer, "start", lambda self, command, *_, **__: started.append(command))
+    server = LaunchedServer(VLLMLaunch(python=sys.executable, logs=str(tmp_path)), ["--dtype", "float32"])
+    server.prepare_model()
+    server.serve()
+    (command,) = started
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert server.url.startswith("http://127.0.0.1:")

@@ -6,15 +6,18 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from polyepo.errors import ConfigError
-from storage import ArtifactKey, Catalog, CorruptArtifactError, Store
+from storage import ArtifactKey, Catalog, CorruptArtifactError, Provenance, Store
 from storage.gc import find_garbage, remove_garbage
 from storage.manifest import FileEntry
 from storage.removal import remove_files
@@ -200,3 +203,32 @@ def test_sizes_that_cannot_be_are_no_manifest(store, value):
     edit(store, lambda record: record["files"][0].update(size=value))
     with pytest.raises(CorruptArtifactError):
         fresh(store).read_table(KEY)
+
+
+def test_weights_that_are_not_what_was_committed_are_not_handed_out(store, tmp_path):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    key = ArtifactKey("run", "checkpoints", 1)
+    store.commit_files(key, folder, provenance=Provenance("hash", "test"))
+    assert store.local_files(key, verify=True)
+    next(Path(store.root).glob("runs/run/checkpoints/**/model.safetensors")).write_bytes(b"pickles")
+    with pytest.raises(CorruptArtifactError, match="must have sha256"):
+        fresh(store).local_files(key, verify=True)
+
+
+@pytest.mark.parametrize("header", [1 << 60, 1 << 20, 0])
+def test_safetensors_that_lie_about_their_size_are_refused(tmp_path, header):
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": np.zeros(4, np.float32)}, path)
+    path.write_bytes(header.to_bytes(8, "little") + path.read_bytes()[8:])
+    with pytest.raises(SafetensorError):
+        load_file(path)
+
+
+def test_tensors_beyond_their_file_are_refused(tmp_path):
+    header = json.dumps({"weight": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 16)
+    with pytest.raises(SafetensorError):
+        load_file(path)
