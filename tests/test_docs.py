@@ -27,8 +27,8 @@ from tasks.evaluate import evaluate
 from tasks.runs.evaluations import evaluation_due
 from tasks.runs.groups import Arm
 from tasks.runs.labels import commit_labels
-from tests.support.config import small_config
 from tests.support.blocks import Block, blocks, commands
+from tests.support.config import small_config
 from tests.support.runs import start, train
 
 PROJECT = Path(__file__).resolve().parents[1]
