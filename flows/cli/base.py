@@ -45,6 +45,9 @@ def _existing(root: str) -> str:
 _ROOT: dict[str, Any] = {"help": "Where artifacts are: a path or s3://bucket/prefix.", "envvar": "POLYEPO_ROOT"}
 RootOption = Annotated[str, typer.Option(**_ROOT)]
 """Of commands that make the root."""
+CodeOption = Annotated[
+    Path | None, typer.Option(help="A configuration of yours: runs made with code that it names may use it.")
+]
 ExistingRoot = Annotated[str, typer.Option(**_ROOT, callback=_existing)]
 """Of commands that read what is there."""
 

@@ -8,15 +8,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from flows.cli.base import ExistingRoot, RootOption, app, fail, parse_settings, shell_command
+from flows.cli.base import CodeOption, ExistingRoot, RootOption, app, fail, parse_settings, shell_command
 
 JudgeOption = Annotated[Path | None, typer.Option(help="YAML file of a judge; the run's own if not given.")]
 ScoringOption = Annotated[str | None, typer.Option(help='Another scoring section, as JSON: \'{"method": "grpo"}\'.')]
 ObjectiveOption = Annotated[
     str | None, typer.Option(help="Another set objective: polychromic, pass_at_n, mean_reward.")
-]
-CodeOption = Annotated[
-    Path | None, typer.Option(help="A configuration of yours: runs made with code that it names may use it.")
 ]
 SetSizeOption = Annotated[int | None, typer.Option(help="Another n, responses per set.")]
 

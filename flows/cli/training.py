@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from flows.cli.base import ExistingRoot, RootOption, app, fail, parse_settings, quiet_prefect, shell_command
+from flows.cli.base import CodeOption, ExistingRoot, RootOption, app, fail, parse_settings, quiet_prefect, shell_command
 
 QUICKSTART = Path("configs/quickstart.yaml")
 
@@ -22,7 +23,7 @@ def try_out(
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Replace a setting of the config, such as seed=1; repeatable.")
     ] = None,
-    root: Annotated[str, typer.Option(help="Where a base model is taken from if it is there.")] = "artifacts",
+    root: Annotated[str, typer.Option(help="Where a base model is kept, for runs as well.")] = "artifacts",
 ) -> None:
     """Take a few problems from sampling to advantages, and show every response: for whoever writes a verifier."""
     import tempfile
@@ -49,7 +50,7 @@ def try_out(
         stop_servers()
         stop_groups()
     train = shell_command("polyepo", "train", str(config), *(word for c in changes or [] for word in ("--set", c)))
-    typer.echo(f"\nNext:\n  {train}\n      train it; nothing of this trial is kept")
+    typer.echo(f"\nNext:\n  {train}\n      train it; of this trial the base model alone is kept")
 
 
 @app.command()
@@ -75,7 +76,10 @@ def train(
     from tasks.runs.groups import exists
     from tasks.runs.preflight import accept_changed_code, check, describe
 
-    config = config or (None if run and exists(root, run) else QUICKSTART)
+    if config is None and run is not None and not exists(root, run):
+        near = f"to begin it, name a configuration: polyepo train {QUICKSTART} --run {shlex.quote(run)}"
+        fail(console, f"run {run!r} does not exist under {root!r}; {near}", code=2)
+    config = config or (None if run else QUICKSTART)
     training = describe(root, config, run, settings)
     check(root, training, allow_changed_code)
     if allow_changed_code:
@@ -236,18 +240,23 @@ def fork(
         list[str] | None,
         typer.Option("--set", help="Replace a setting of the run's, such as update.lr=3e-4; repeatable."),
     ] = None,
+    code: CodeOption = None,
     root: ExistingRoot = "artifacts",
 ) -> None:
     """Make a run with another's weights, optimizer and history up to a step, to be trained on with other settings.
 
     Nothing is copied: earlier steps are read where they are. SQL and export show each step under the run that made it.
     """
+    from tasks.runs.code import provide
     from tasks.runs.forking import fork as make_fork
 
+    provide(code and str(code))
     made = make_fork(root, run, at, name, parse_settings(changes or []))
+    given = [str(code)] if code else []  # which names the code again, and what is other than in it
+    sets = [word for change in (changes or []) if code for word in ("--set", change)]
     typer.echo(
         f"{name} goes on from step {at} of {run}, to step {made.config.steps}\n\nNext:\n"
-        f"  {shell_command('polyepo', 'train', '--run', name, '--root', root)}\n      train it"
+        f"  {shell_command('polyepo', 'train', *given, '--run', name, '--root', root, *sets)}\n      train it"
     )
 
 

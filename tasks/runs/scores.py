@@ -15,7 +15,9 @@ import pyarrow as pa
 from polyepo.clusters import cluster_matrix
 from polyepo.config import ConfigError
 from polyepo.domains import Domain, Problem, Ungraded, Verdict
+from polyepo.errors import PolyepoError
 from polyepo.judges import Judge
+from polyepo.plugins import raised_at
 from polyepo.schemas import SCORES
 from polyepo.scoring import Scoring, scoring_id
 from polyepo.seeds import derive_seed
@@ -167,7 +169,7 @@ def grade(domain: Domain, problems: Sequence[Problem], rows: Sequence[dict[str, 
     Raises:
         ValueError: a reward is NaN or infinite.
     """
-    verdicts = domain.verify_batch(problems, [row["response"] for row in rows])
+    verdicts = _verified(domain, problems, [row["response"] for row in rows])
     for row, verdict in zip(rows, verdicts, strict=True):
         if verdict.reward is not None and not math.isfinite(verdict.reward):
             raise ValueError(
@@ -175,6 +177,25 @@ def grade(domain: Domain, problems: Sequence[Problem], rows: Sequence[dict[str, 
                 f"the verifier of domain {domain.name!r} must return finite numbers, or None for what it cannot grade"
             )
     return [v._replace(ungraded=(v.ungraded or "no reason given") if v.reward is None else None) for v in verdicts]
+
+
+def _verified(domain: Domain, problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
+    """Verdicts; where a class of the user's own raises, its response alone is not graded, as by a function."""
+    try:
+        return domain.verify_batch(problems, responses)
+    except PolyepoError:
+        raise
+    except Exception:
+        if domain.code is None:
+            raise
+    return [_verdict(domain, problem, response) for problem, response in zip(problems, responses, strict=True)]
+
+
+def _verdict(domain: Domain, problem: Problem, response: str) -> Verdict:
+    try:
+        return domain.verify(problem, response)
+    except Exception as error:
+        return Verdict(None, None, f"{type(error).__name__}: {str(error)[:200]}{raised_at(error)}")
 
 
 def _given_verdicts(run: Run, step: int, rows: list[dict[str, Any]]) -> list[Verdict]:

@@ -9,8 +9,10 @@ from storage import ModelKey, Provenance, Store, open_store
 from tasks.runs.labels import commit_labels
 from tasks.runs.models import commit_warm_start, warm_start_digest
 from tasks.runs.policies import check_prompts
+from tasks.runs.preflight import check_here, check_model
+from tasks.runs.probing import probe
 from tasks.runs.rollouts import commit_rollouts
-from tasks.runs.run import Run, create_or_resume
+from tasks.runs.run import Run, code_version, create_or_resume, read_splits
 from tasks.runs.scores import commit_scores
 
 TRIED = "try"
@@ -40,21 +42,24 @@ def commit_trial(root: str, config: RunConfig, models: Store, say: Callable[[str
     Args:
         root: of the fresh store.
         config: of the trial.
-        models: a store whose base models are taken from there rather than made again.
+        models: the store that base models are taken from, and made in if they are not there: it takes long, and a run
+            under its root wants the same.
         say: told what is done next.
 
     Raises:
         PolyepoError: what a run could not be made with, or could not go on from.
     """
     store = open_store(root)
-    digest = warm_start_digest(config)
-    key = ModelKey("warm-start", digest)
+    problems = [problem for split in read_splits(config).values() for problem in split]
+    check_here(config)
+    check_model(config, problems)
+    probe(config, problems)
     if config.policy.warm_start:
-        found = models.manifest(key)
-        say("taking the base model" if found else "making the base model")
-        if found is not None:
-            store.commit_files(key, models.local_files(key), provenance=Provenance(digest, found.code_version, 0))
-        commit_warm_start(store, config, digest)
+        digest = warm_start_digest(config)
+        key = ModelKey("warm-start", digest)
+        say("taking the base model" if models.exists(key) else "making the base model, which the next time is there")
+        commit_warm_start(models, config, digest)
+        store.commit_files(key, models.local_files(key), provenance=Provenance(digest, code_version(), 0))
     run = create_or_resume(root, TRIED, config)
     check_prompts(run)
     sampling = config.sampling

@@ -48,8 +48,10 @@ def test_each_step_is_seen_and_nothing_is_kept(config, tmp_path):
         assert word in done.stdout
     assert "poly_epo-" in done.stdout, "the last arm, if none is named"
     assert "mine.yaml --set seed=3" in done.stdout.splitlines()[-2]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.yaml"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["artifacts", "mine.yaml"]
+    assert sorted(p.name for p in (tmp_path / "artifacts").iterdir()) == ["models"], "the base model, made once"
     again = tried(path, "-n", "2", "--set", "seed=3", "--arm", "grpo", cwd=tmp_path)
+    assert "taking the base model" in again.stdout
     assert "grpo-" in again.stdout
     missing = tried(path, "--arm", "dpo", cwd=tmp_path)
     assert (missing.returncode, "--arm 'dpo' is none of the configuration's: grpo, poly" in missing.stdout) == (2, True)
@@ -75,6 +77,13 @@ def test_what_cannot_be_graded_is_seen_with_its_reason(config, tmp_path):
     assert "no idea" in done.stdout
     assert "not graded" in done.stdout
     assert "not graded 0%" not in " ".join(done.stdout.split())
+
+
+def test_what_a_run_would_be_refused_for_is_said_before_a_model_is_made(config, tmp_path):
+    done = tried(config(sampling={"max_prompt_tokens": 1024}), cwd=tmp_path)
+    assert done.returncode == 2, done.stdout
+    assert "positions of the model" in done.stdout
+    assert "base model" not in done.stdout
 
 
 def test_more_problems_than_there_are(config, tmp_path):
