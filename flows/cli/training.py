@@ -250,7 +250,7 @@ def fork(
     from tasks.runs.code import provide
     from tasks.runs.forking import fork as make_fork
 
-    provide(code and str(code))
+    provide(str(code) if code else None)
     made = make_fork(root, run, at, name, parse_settings(changes or []))
     given = [str(code)] if code else []  # which names the code again, and what is other than in it
     sets = [word for change in (changes or []) if code for word in ("--set", change)]
