@@ -28,7 +28,7 @@ from tasks.runs.run import Run
 IMPORTED = "imported"
 
 
-class UngradedError(RuntimeError):
+class UngradedError(PolyepoError, RuntimeError):
     """Too many of a step's responses could not be graded."""
 
 
