@@ -185,17 +185,25 @@ def _verified(domain: Domain, problems: Sequence[Problem], responses: Sequence[s
         return domain.verify_batch(problems, responses)
     except PolyepoError:
         raise
-    except Exception:
+    except Exception as error:
         if domain.code is None:
             raise
+        if type(domain).verify_batch is not Domain.verify_batch:  # all at once, so that it is said of all
+            return [_ungraded(error)] * len(responses)
     return [_verdict(domain, problem, response) for problem, response in zip(problems, responses, strict=True)]
 
 
 def _verdict(domain: Domain, problem: Problem, response: str) -> Verdict:
     try:
         return domain.verify(problem, response)
+    except PolyepoError:
+        raise
     except Exception as error:
-        return Verdict(None, None, f"{type(error).__name__}: {str(error)[:200]}{raised_at(error)}")
+        return _ungraded(error)
+
+
+def _ungraded(error: Exception) -> Verdict:
+    return Verdict(None, None, f"{type(error).__name__}: {str(error)[:200]}{raised_at(error)}")
 
 
 def _given_verdicts(run: Run, step: int, rows: list[dict[str, Any]]) -> list[Verdict]:

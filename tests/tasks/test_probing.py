@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from polyepo import plugins
-from polyepo.config import ConfigError
+from polyepo.config import ConfigError, load_config
 from storage import open_store
 from tasks.runs.preflight import check, describe
+from tasks.runs.scores import grade
 from tests.support.byte_model import byte_tokenizer, save_byte_model
 from tests.support.config import small_config
 
@@ -55,6 +56,22 @@ class Odd(Polynomial):
 class Blind(Judge):
     def label(self, domain, groups, calls=None):
         return [[None] for _ in groups]
+"""
+
+
+RAISING = """
+from polyepo.domains import Polynomial, Verdict
+
+class Mine(Polynomial):
+    name: str
+    def verify(self, problem, response):
+        if response == "bad":
+            raise KeyError("oops")
+        return Verdict(1.0, response)
+"""
+BATCH = """
+    def verify_batch(self, problems, responses):
+        return [self.verify(p, r) for p, r in zip(problems, responses)]
 """
 
 
@@ -142,3 +159,19 @@ def test_a_strategy_that_is_none_is_refused(checked):
 def test_a_domain_that_cannot_verify_is_refused(checked, name, said):
     with pytest.raises(ConfigError, match=said):
         checked(domain={"name": f"mine.py:{name}", "max_abs_b": 2, "max_c": 3})
+
+
+@pytest.mark.parametrize(("batch", "graded"), [("", [1.0, None]), (BATCH, [None, None])])
+def test_a_class_that_raises_costs_the_grade_of_what_it_was_asked(tmp_path, monkeypatch, batch, graded):
+    monkeypatch.setattr(plugins, "_provided", {})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "mine.py").write_text(RAISING + batch)
+    config = small_config(domain={"name": "mine.py:Mine", "max_abs_b": 2, "max_c": 3})
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
+    domain = load_config(tmp_path / "mine.yaml").runs("run")["run"].domain
+    problem = domain.problems("train")[0]
+    rows = [{"problem_id": problem.problem_id, "sample": i, "response": r} for i, r in enumerate(("fine", "bad"))]
+    verdicts = grade(domain, [problem] * 2, rows, 1)
+    assert [verdict.reward for verdict in verdicts] == graded
+    assert "KeyError: 'oops' (" in verdicts[1].ungraded
+    assert "mine.py, line" in verdicts[1].ungraded
