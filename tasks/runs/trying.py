@@ -8,7 +8,6 @@ from polyepo.config import ConfigError, RunConfig
 from storage import ModelKey, Provenance, Store, open_store
 from tasks.runs.labels import commit_labels
 from tasks.runs.models import commit_warm_start, warm_start_digest
-from tasks.runs.policies import check_prompts
 from tasks.runs.preflight import check_here, check_model
 from tasks.runs.probing import probe
 from tasks.runs.rollouts import commit_rollouts
@@ -61,7 +60,6 @@ def commit_trial(root: str, config: RunConfig, models: Store, say: Callable[[str
         commit_warm_start(models, config, digest)
         store.commit_files(key, models.local_files(key), provenance=Provenance(digest, code_version(), 0))
     run = create_or_resume(root, TRIED, config)
-    check_prompts(run)
     sampling = config.sampling
     say(f"sampling {sampling.num_responses} responses to each of {sampling.prompts_per_step} problems")
     commit_rollouts(run, 1, 0)
