@@ -44,7 +44,7 @@ def replay(
         step: a committed training step, from 1.
         scoring: a scoring section, such as {"method": "grpo"}.
         judge: path of a judge's YAML file.
-        objective: set objective of the other scoring: polychromic, pass_at_n or mean_reward.
+        objective: set objective of the other scoring, such as pass_at_n or distinct_successful.
         set_size: n of the other scoring.
         output: a folder that does not exist yet, for the rebuilt policy as a Hugging Face model.
         root: where artifacts are; $POLYEPO_ROOT or "artifacts" if not given.

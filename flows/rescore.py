@@ -53,7 +53,7 @@ def rescore(
         run: name of the run.
         judge: path of a judge's YAML file; the run's own judge if not given.
         scoring: a scoring section, such as {"method": "grpo"}; the run's own if not given.
-        objective: set objective: polychromic, pass_at_n or mean_reward.
+        objective: set objective, such as pass_at_n or distinct_successful.
         set_size: n.
         verifier: domain settings that replace the run's: the same texts are graded again.
         steps: 12, "1-50", "1-50,60" or [1, 2]; all committed steps if not given.

@@ -13,7 +13,7 @@ from flows.cli.base import CodeOption, ExistingRoot, RootOption, app, fail, pars
 JudgeOption = Annotated[Path | None, typer.Option(help="YAML file of a judge; the run's own if not given.")]
 ScoringOption = Annotated[str | None, typer.Option(help='Another scoring section, as JSON: \'{"method": "grpo"}\'.')]
 ObjectiveOption = Annotated[
-    str | None, typer.Option(help="Another set objective: polychromic, pass_at_n, mean_reward.")
+    str | None, typer.Option(help="Another set objective, such as pass_at_n or distinct_successful.")
 ]
 SetSizeOption = Annotated[int | None, typer.Option(help="Another n, responses per set.")]
 
