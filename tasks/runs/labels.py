@@ -26,8 +26,10 @@ class MissingLabelsError(PolyepoError, RuntimeError):
     """The judge left too many responses without a label."""
 
 
-def commit_labels(run: Run, judge: Judge, step: int, shard: int) -> ArtifactKey:
+def commit_labels(run: Run, judge: Judge, step: int, shard: int, max_missing_rate: float | None = None) -> ArtifactKey:
     """Commit one label per response of a shard, by any judge, unless they are there; returns their key.
+
+    The limit on responses without a label is the judge's own, if none is given.
 
     Raises:
         MissingLabelsError: too many of the step's responses would have no label. Nothing is committed then, so that
@@ -48,12 +50,14 @@ def commit_labels(run: Run, judge: Judge, step: int, shard: int) -> ArtifactKey:
         provenance = run.provenance(step - 1, time.perf_counter() - started)
         with _COMMITTING:  # shards are judged side by side, and the limit is for all of them
             if judge.can_fail:
-                check_missing(run, judge, step, labelled)
+                check_missing(run, judge, step, labelled, max_missing_rate)
             run.store.commit_table(key, table, table_name="labels", parents=parents, provenance=provenance)
     return key
 
 
-def check_missing(run: Run, judge: Judge, step: int, labelled: list[dict[str, Any]]) -> None:
+def check_missing(
+    run: Run, judge: Judge, step: int, labelled: list[dict[str, Any]], max_rate: float | None = None
+) -> None:
     """Raise MissingLabelsError if new labels, with those of the step's other shards, lack too many."""
     rows = list(labelled)
     for shard in range(run.config.sampling.shards):
@@ -62,13 +66,17 @@ def check_missing(run: Run, judge: Judge, step: int, labelled: list[dict[str, An
             rows += run.store.read_table(key, ["cluster", "degenerate", "status"]).to_pylist()
     missing = Counter(row["status"] for row in rows if not is_labelled(row))
     num_responses = run.config.sampling.prompts_per_step * run.config.sampling.num_responses
-    max_rate = judge.missing_labels.max_rate
+    max_rate = judge.missing_labels.max_rate if max_rate is None else max_rate
     if missing.total() > max_rate * num_responses:
         counts = ", ".join(f"{count} {status}" for status, count in missing.most_common())
+        if judge.makes_calls:
+            why = f"judge.max_missing_rate {max_rate:g} allows. The errors are in judge_calls (polyepo sql)"
+        else:  # it has neither that setting nor that table
+            reasons = (row["rationale"] for row in labelled if not is_labelled(row) and row["rationale"])
+            why = f"the {max_rate:.0%} that may have none: {next(reasons, 'no reason given')}"
         raise MissingLabelsError(
-            f"step {step}: {missing.total()} of {num_responses} responses have no label ({counts}), more than "
-            f"judge.max_missing_rate {max_rate:g} allows. The errors are in judge_calls (polyepo sql); the same "
-            "command asks again for what failed."
+            f"step {step}: {missing.total()} of {num_responses} responses have no label ({counts}), more than {why}; "
+            "the same command asks again for what failed."
         )
 
 

@@ -33,7 +33,8 @@ def probe(config: RunConfig, problems: Sequence[Problem]) -> None:
         _verify(config.domain, _name(config.domain), problem, responses)
         if isinstance(config.judge, ProgramJudge):  # nobody else asks for strategies
             _strategies(config.domain, problem, responses)
-    if isinstance(config.judge, FunctionJudge) or config.judge.code is not None:
+    own = isinstance(config.judge, FunctionJudge) or config.judge.code is not None
+    if own and not config.judge.makes_calls:  # a call may cost money, and nobody has asked for this one
         _label(config.judge, config.domain, Group(problem, responses))
 
 

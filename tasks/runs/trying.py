@@ -21,13 +21,10 @@ TRIED = "try"
 def trial_of(config: RunConfig, num_problems: int) -> RunConfig:
     """The first step of a run, of a few of its problems. What cannot be graded or labelled does not stop it."""
     sampling = config.sampling.model_copy(update={"prompts_per_step": num_problems, "shards": 1})
-    lenient = {"max_missing_rate": 1.0} if "max_missing_rate" in type(config.judge).model_fields else {}
-    judge = config.judge.model_copy(update=lenient)
     return config.model_copy(
         update={
             "steps": 1,
             "sampling": sampling,
-            "judge": judge,
             "scoring": config.scoring.model_copy(update={"max_ungraded_rate": 1.0}),
             "update": config.update.model_copy(update={"prompts_per_minibatch": None}),
             "evaluation": None,
@@ -65,7 +62,7 @@ def commit_trial(root: str, config: RunConfig, models: Store, say: Callable[[str
     commit_rollouts(run, 1, 0)
     store.wait()
     say(f"judging them by {config.judge.judge_id}")
-    commit_labels(run, config.judge, 1, 0)
+    commit_labels(run, config.judge, 1, 0, max_missing_rate=1.0)
     say("grading and scoring them")
     commit_scores(run, config.scoring, config.judge, 1)
     return run

@@ -91,3 +91,16 @@ def test_more_problems_than_there_are(config, tmp_path):
     assert done.returncode == 2, done.stdout
     assert "prompts_per_step" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_a_judge_that_fails_on_most_problems_is_seen_rather_than_an_end(config, tmp_path):
+    (tmp_path / "judge.py").write_text(
+        "def cluster(problem, responses):\n"
+        "    if len(responses) == 4:  # not the two that it is tried on before\n"
+        "        raise RuntimeError('no idea')\n"
+        "    return [0 for _ in responses]\n"
+    )
+    path = config(judge={"name": "function", "function": "judge.py:cluster"})
+    done = tried(path, "-n", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "without a label 100%" in " ".join(done.stdout.split())

@@ -53,6 +53,12 @@ class Odd(Polynomial):
     name: str
     def verify(self, problem, response):
         return Verdict("1", None)
+class Paid(Judge):
+    @property
+    def makes_calls(self):
+        return True
+    def label(self, domain, groups, calls=None):
+        raise AssertionError("this would have been paid for")
 class Blind(Judge):
     def label(self, domain, groups, calls=None):
         return [[None] for _ in groups]
@@ -145,6 +151,10 @@ def test_the_remedy_for_other_rewards_works(checked):
 def test_a_judge_that_labels_nothing_is_refused(checked, judge, said):
     with pytest.raises(ConfigError, match=said):
         checked(judge=judge)
+
+
+def test_a_judge_whose_calls_may_cost_money_is_not_tried(checked):
+    checked(judge={"name": "mine.py:Paid"})
 
 
 def test_a_strategy_that_is_none_is_refused(checked):
